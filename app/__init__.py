@@ -1,0 +1,1 @@
+"""jasper-receiver: callbacks from Jasper PIM in, ordered and durable events out."""

@@ -1,0 +1,1 @@
+"""Postgres: engine, tables, migrations, locks, wake-ups and the embedded server."""

@@ -1,0 +1,90 @@
+"""Ways to Postgres: an engine for everything that reads or writes a little, single connections for the ledger.
+
+Both are made by asyncpg from the same DSN, so that every option of a `postgresql://` address means the same to both.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from app.errors import DatabaseUnavailableError
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a new connection."""
+
+STATEMENT_TIMEOUT = 30.0
+"""Seconds after which Postgres gives a statement up; none of ours comes near."""
+
+POOL_SIZE = 10
+"""Connections a process keeps for readers."""
+
+UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+)
+"""What asyncpg raises where Postgres cannot be reached or went away."""
+
+
+async def connect(
+    dsn: str, *, application_name: str, statement_timeout: float = STATEMENT_TIMEOUT
+) -> asyncpg.Connection:
+    """One connection of its own. Raises DatabaseUnavailableError where Postgres cannot be reached."""
+    try:
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=statement_timeout + CONNECT_TIMEOUT,  # for a server that has stopped answering altogether
+            server_settings={
+                "application_name": application_name,
+                "statement_timeout": f"{int(statement_timeout * 1000)}",
+                "idle_in_transaction_session_timeout": "60s",
+                "timezone": "UTC",
+            },
+        )
+    except (*UNREACHABLE, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as exc:
+        raise DatabaseUnavailableError(
+            f"Postgres cannot be reached ({type(exc).__name__}): look at DATABASE_URL and at the server"
+        ) from exc
+
+
+def create_engine(dsn: str, *, pool_size: int = POOL_SIZE) -> AsyncEngine:
+    """The engine for all but the ledger: a bounded pool that tests a connection before it hands it out."""
+
+    async def open_connection() -> asyncpg.Connection:
+        return await connect(dsn, application_name="jasper-receiver")
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=open_connection,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT,
+        pool_pre_ping=True,
+    )
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection in one read-only snapshot: Postgres itself refuses a write, and several queries see the same state.
+
+    Raises DatabaseUnavailableError where Postgres cannot be reached.
+    """
+    try:
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            yield connection
+    except PoolTimeoutError as exc:
+        raise DatabaseUnavailableError("all connections to Postgres are in use") from exc
+    except (OperationalError, InterfaceError, *UNREACHABLE) as exc:
+        raise DatabaseUnavailableError("Postgres cannot be reached") from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated:
+            raise DatabaseUnavailableError("Postgres went away") from exc
+        raise

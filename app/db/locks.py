@@ -1,0 +1,44 @@
+"""Advisory locks: work that one replica does at a time, and the lock under which the feed is numbered.
+
+The numbers are part of the running system: two versions side by side must agree on them, so none is ever reused.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import IntEnum
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+_NAMESPACE = 0x4A505253
+"""The first half of each lock's key ("JPRS"), so that other programs on the database do not meet ours by accident."""
+
+
+class Lock(IntEnum):
+    """What is locked: the second half of the key."""
+
+    FEED = 1
+    MIGRATION = 2
+    REGISTRATION = 3
+    UNPROVEN = 4
+
+    @property
+    def key(self) -> int:
+        """The 64-bit key for `pg_advisory_lock` and its kin."""
+        return _NAMESPACE << 32 | self
+
+
+@asynccontextmanager
+async def try_lock(engine: AsyncEngine, lock: Lock) -> AsyncIterator[bool]:
+    """Hold `lock` for the block if nobody else does; yields whether it is held. It ends with the connection at the latest.
+
+    The connection that holds it does nothing else and is in no transaction, so the block may take long.
+    """
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        held = bool(await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": lock.key}))
+        try:
+            yield held
+        finally:
+            if held:
+                await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock.key})

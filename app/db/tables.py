@@ -1,0 +1,176 @@
+r"""Every table, in one place: the seam at which the writing and the reading side meet.
+
+The schema is made by the migrations; a test holds the two equal. JSON that came from outside is kept as text, not as
+`jsonb`: it is given back exactly as it came, and `jsonb` can hold neither `\u0000` nor lone surrogates nor every number.
+The text of an entity's data is kept once, in the event that brought it: a delivery keeps what stands around it, and an
+entity points to the event (`docs/decisions/0005-payload-kept-once.md`).
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Sequence,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    }
+)
+
+_moment = DateTime(timezone=True)
+_bytewise = Text(collation="C")
+
+event_sequence = Sequence("event_sequence", metadata=metadata, data_type=BigInteger)
+"""Numbers the events. Drawn only while the feed lock is held until the commit: see `app.ledger.append`."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("entity_type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("received_at", _moment, nullable=False),
+    Column("client", Text, nullable=False),
+    Column("proof", Text, nullable=False, comment="where the secret was proven, e.g. header:x-secret"),
+    Column("headers", Text, nullable=False, comment="JSON: list of [name, value], secrets blanked"),
+    Column("body", LargeBinary, nullable=False, comment="as it came, secrets blanked, without the event's data"),
+    Column("data_offset", Integer, comment="where the event's data belongs in the body; null: the body is whole"),
+    Column("size", Integer, nullable=False, comment="bytes of the whole body"),
+    Column("reading", Text, nullable=False, comment="JSON: which place gave each part of the event"),
+    Column("reason", Text, comment="why it was quarantined or what it repeats"),
+    Column("event_sequence", BigInteger, comment="its event; of a duplicate: the original's"),
+    Column("duplicate_of", Uuid, comment="the delivery that was committed first"),
+    CheckConstraint("status IN ('accepted', 'duplicate', 'quarantined')", name="status"),
+    Index("deliveries_status_id_idx", "status", "id", postgresql_where=text("status <> 'accepted'")),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Uuid, nullable=False),
+    Column("entity_type", Text, nullable=False),
+    Column("entity_id", _bytewise, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("action_inferred", Boolean, nullable=False),
+    Column("stale", Boolean, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("occurred_at", _moment),
+    Column("received_at", _moment, nullable=False),
+    Column("delivery_id", Uuid),
+    Column("changed", ARRAY(Text), nullable=False),
+    Column("changes", Text, nullable=False, comment="JSON: list of changes"),
+    Column("data", Text, comment="JSON: the entity as it came"),
+    CheckConstraint("action IN ('create', 'update', 'delete')", name="action"),
+    UniqueConstraint("id"),
+    Index(None, "entity_type", "entity_id", "sequence"),
+    Index(None, "received_at", postgresql_using="brin"),
+    Index(None, "changed", postgresql_using="gin"),
+)
+
+entities = Table(
+    "entities",
+    metadata,
+    Column("entity_type", Text, primary_key=True),
+    Column("entity_id", _bytewise, primary_key=True),
+    Column("version", BigInteger, nullable=False, comment="how many non-stale events"),
+    Column("sequence", BigInteger, nullable=False, comment="the newest non-stale event"),
+    Column("data_sequence", BigInteger, comment="the event that holds the data"),
+    Column("created_at", _moment, nullable=False),
+    Column("updated_at", _moment, nullable=False),
+    Column("source_updated_at", _moment, comment="occurred_at of its newest event"),
+    Column("newest_at", _moment, comment="newest occurred_at ever seen, also of a repeated delete"),
+    Column("deleted_at", _moment),
+    # Room in each page for the next version of its rows, so that an update stays there and touches no index.
+    postgresql_with={"fillfactor": "70"},
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", LargeBinary, primary_key=True, comment="digest of what makes two deliveries the same"),
+    Column("sequence", BigInteger, nullable=False, comment="the event that came first"),
+)
+
+unproven = Table(
+    "unproven",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("entity_type", Text, nullable=False),
+    Column("received_at", _moment, nullable=False),
+    Column("client", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False, comment="of the body, so that a retry is kept once"),
+    Column("header_names", ARRAY(Text), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("outline", ARRAY(Text), nullable=False, comment="names in the two top levels of the body"),
+    Column("sealed", LargeBinary, nullable=False, comment="headers and body, encrypted: the secret may stand in them"),
+    UniqueConstraint("entity_type", "digest"),
+)
+
+registrations = Table(
+    "registrations",
+    metadata,
+    Column("entity_type", Text, primary_key=True),
+    Column("state", Text, nullable=False, comment="pending, registered, disabled or failed"),
+    Column("pending_since", _moment, comment="since when Jasper is being asked for a new webhook or secret"),
+    Column("webhook_id", Text, comment="Jasper's id of the webhook"),
+    Column("webhook_name", Text),
+    Column("callback_url", Text),
+    Column("retry_policy", Text),
+    Column("minimum_retry_interval", Integer, comment="seconds"),
+    Column("retry_limit", Integer),
+    Column("signing_secret", LargeBinary, comment="sealed"),
+    Column("headers", LargeBinary, comment="sealed JSON object: the headers registered with Jasper"),
+    Column("registered_at", _moment, comment="when the present secret was stored"),
+    Column("checked_at", _moment, comment="when Jasper last confirmed the webhook"),
+    Column("last_error", Text),
+    Column("last_error_at", _moment),
+    Column("proof", Text, comment="where the secret was last proven"),
+    Column("last_callback_at", _moment, comment="when the last authentic callback came"),
+    CheckConstraint("state IN ('pending', 'registered', 'disabled', 'failed')", name="state"),
+)
+
+retiring_credentials = Table(
+    "retiring_credentials",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("entity_type", Text, nullable=False),
+    Column("kind", Text, nullable=False, comment="signing_secret or headers"),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("accepted_until", _moment, nullable=False, comment="after Jasper's last retry with it"),
+    CheckConstraint("kind IN ('signing_secret', 'headers')", name="kind"),
+    Index(None, "entity_type", "accepted_until"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the key"),
+    Column("created_at", _moment, nullable=False),
+    Column("last_used_at", _moment),
+    Column("revoked_at", _moment),
+    UniqueConstraint("digest"),
+    # A name may be used again once its key was revoked.
+    Index("api_keys_name_key", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+)

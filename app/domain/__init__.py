@@ -1,0 +1,1 @@
+"""The rules, pure: what an event is, how state folds, what changed. Knows no database, no web, no Jasper."""
