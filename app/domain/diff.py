@@ -1,0 +1,91 @@
+"""The difference of two JSON values as a list of changes: what was added, removed and replaced, by JSON Pointer (RFC 6901).
+
+Pure, and exact: values are the texts they came as. Objects are compared member by member, arrays of equal length element
+by element; everything else that differs is replaced as a whole, so that applying the list to the value before always
+gives the value after.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+from app.domain import jsontext
+from app.domain.jsontext import NotJsonError
+from app.domain.values import JsonText
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference at `path` (names not yet escaped): `before` is None where it was added, `after` where it was removed."""
+
+    path: tuple[str, ...]
+    before: JsonText | None
+    after: JsonText | None
+
+    def as_json(self) -> bytes:
+        """The change as readers get it: `op`, `path`, and `from`, `to` where there is such a side."""
+        operation = b"add" if self.before is None else b"remove" if self.after is None else b"replace"
+        pointer = reduce(jsontext.append_to_pointer, self.path, "")
+        text = b'{"op":"%b","path":%b' % (operation, jsontext.quote(pointer))
+        if self.before is not None:
+            text += b',"from":' + self.before
+        if self.after is not None:
+            text += b',"to":' + self.after
+        return text + b"}"
+
+
+def diff(before: JsonText, after: JsonText) -> list[Change]:
+    """All changes that lead from one JSON value to the other, in the order of the names; empty where they are equal."""
+    return list(_differences((), before, after))
+
+
+def as_json(changes: list[Change]) -> JsonText:
+    """The list of changes as JSON text."""
+    return JsonText(b"[" + b",".join(change.as_json() for change in changes) + b"]")
+
+
+def top_level_names(changes: list[Change]) -> tuple[str, ...]:
+    """The top-level members that changed, each once, in order. Empty where the value as a whole was replaced.
+
+    NUL and lone surrogates, which Postgres cannot hold in a text, become U+FFFD; the exact name is in the change's path.
+    """
+    names = dict.fromkeys(change.path[0] for change in changes if change.path)
+    return tuple(dict.fromkeys(jsontext.storable(name) for name in names))
+
+
+def _differences(path: tuple[str, ...], before: JsonText, after: JsonText) -> Iterator[Change]:
+    if before == after:
+        return
+    what = jsontext.kind(before)
+    if what == jsontext.kind(after) and what in {"object", "array"} and len(path) < jsontext.MAX_DEPTH:
+        try:
+            if what == "object":
+                yield from _members_that_differ(path, before, after)
+                return
+            ours, theirs = jsontext.elements(before), jsontext.elements(after)
+            if len(ours) == len(theirs):
+                for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+                    yield from _differences((*path, str(index)), one, other)
+                return
+        except NotJsonError:  # a repeated name: nothing under it can be told apart
+            pass
+    if not _are_equal(before, after):
+        yield Change(path, before, after)
+
+
+def _members_that_differ(path: tuple[str, ...], before: JsonText, after: JsonText) -> Iterator[Change]:
+    ours, theirs = jsontext.members(before), jsontext.members(after)
+    for name in sorted({*ours, *theirs}):
+        if name not in theirs:
+            yield Change((*path, name), ours[name], None)
+        elif name not in ours:
+            yield Change((*path, name), None, theirs[name])
+        else:
+            yield from _differences((*path, name), ours[name], theirs[name])
+
+
+def _are_equal(before: JsonText, after: JsonText) -> bool:
+    try:
+        return jsontext.equal(before, after)
+    except NotJsonError:
+        return False

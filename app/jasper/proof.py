@@ -1,0 +1,137 @@
+"""Is a callback authentic, and where was the proof found? Pure.
+
+Every comparison takes constant time and goes through all accepted secrets, so that how long it takes tells nothing about
+how much of a guess was right.
+
+Jasper documents that it sends the signing secret with every callback, but not where, nor whether it is the secret itself
+or an HMAC made with it. So every place is tried, unless the operator pinned one (JASPER_SIGNING_SECRET_LOCATION).
+"""
+
+import base64
+import binascii
+import hmac
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+from app.domain import jsontext
+from app.domain.jsontext import NotJsonError
+from app.domain.values import Headers
+
+_BEARER = "bearer "
+_SHA256_HEX = 64
+_SHA256_BASE64 = (43, 44)  # without and with padding
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the secret is looked for: `auto`, or one place. `name` is a lower-case header or a JSON Pointer."""
+
+    kind: Literal["auto", "header", "body", "hmac-sha256"]
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Location":
+        """From the text of the setting, which the settings have checked."""
+        kind, _, name = text.partition(":")
+        match kind:
+            case "header" | "hmac-sha256":
+                return cls(kind, name.lower())
+            case "body":
+                return cls(kind, name)
+            case _:
+                return cls("auto")
+
+
+def carries_headers(headers: Headers, required: Mapping[str, str]) -> bool:
+    """Whether every required header is there with its value; names in any case, values to the letter."""
+    complete = True
+    for name, value in required.items():
+        matched = False
+        for given, content in headers:
+            if given == name.lower():
+                matched |= _same(content, value)
+        complete &= matched
+    return complete
+
+
+def prove(headers: Headers, body: bytes, secrets: Sequence[str], location: Location) -> str | None:
+    """The place at which one of `secrets` is proven, as `header:NAME`, `body:/pointer` or `hmac-sha256:HEADER`; or None."""
+    tries = {"header": _in_headers, "hmac-sha256": _in_signatures, "body": _in_body}
+    for kind, look in tries.items():
+        if location.kind in {"auto", kind}:
+            place = look(headers, body, secrets, location.name)
+            if place is not None:
+                return place
+    return None
+
+
+def _in_headers(headers: Headers, _body: bytes, secrets: Sequence[str], only: str) -> str | None:
+    for name, value in headers:
+        if only in {"", name} and _is_secret(value, secrets):
+            return f"header:{name}"
+    return None
+
+
+def _in_signatures(headers: Headers, body: bytes, secrets: Sequence[str], only: str) -> str | None:
+    given = [(name, signature) for name, value in headers if only in {"", name} and (signature := _signature(value))]
+    expected = [hmac.digest(secret.encode(), body, sha256) for secret in secrets] if given else []
+    for name, signature in given:
+        if sum(hmac.compare_digest(signature, digest) for digest in expected):
+            return f"hmac-sha256:{name}"
+    return None
+
+
+def _in_body(_headers: Headers, body: bytes, secrets: Sequence[str], only: str) -> str | None:
+    try:
+        for pointer, value in _string_at(body, only) if only else _strings_in_top_levels(body):
+            if sum(_same(value, secret) for secret in secrets):
+                return f"body:{pointer}"
+    except NotJsonError:
+        pass
+    return None
+
+
+def _is_secret(value: str, secrets: Sequence[str]) -> bool:
+    """Whether a header's value is one of the secrets, whole, with or without `Bearer `. All are compared, always."""
+    bare = value[len(_BEARER) :].strip() if value[: len(_BEARER)].lower() == _BEARER else value
+    return sum(_same(value, secret) | _same(bare, secret) for secret in secrets) > 0
+
+
+def _same(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass"))
+
+
+def _signature(value: str) -> bytes | None:
+    """The 32 bytes that a header's value spells in hex or base64, an optional `sha256=` in front; None if it spells none."""
+    text = value.strip()
+    if text[:7].lower() == "sha256=":
+        text = text[7:]
+    try:
+        if len(text) == _SHA256_HEX:
+            return bytes.fromhex(text)
+        if len(text) in _SHA256_BASE64:
+            return base64.b64decode(text.rstrip("=").translate(_URL_SAFE) + "=", validate=True)
+    except (ValueError, binascii.Error):
+        pass
+    return None
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def _strings_in_top_levels(body: bytes) -> Iterator[tuple[str, str]]:
+    """Every string within the two top levels of a JSON body, with its pointer."""
+    for pointer, value in jsontext.children("", jsontext.document(body)):
+        if jsontext.kind(value) == "string":
+            yield pointer, jsontext.string(value)
+        for inner_pointer, inner in jsontext.children(pointer, value):
+            if jsontext.kind(inner) == "string":
+                yield inner_pointer, jsontext.string(inner)
+
+
+def _string_at(body: bytes, pointer: str) -> Iterator[tuple[str, str]]:
+    value = jsontext.resolve(jsontext.document(body), pointer)
+    if value is not None and jsontext.kind(value) == "string":
+        yield pointer, jsontext.string(value)
