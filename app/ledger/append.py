@@ -1,0 +1,304 @@
+"""One transaction of the ledger: lock, look, fold, number, insert, wake the readers.
+
+Every event in the feed enters here, whether it came by callback, by reprocessing or by reconciliation. The lock is held
+until the commit has become visible, so the numbers become visible in their order: a reader that was given position N never
+finds a new event at or below it afterwards (`docs/decisions/0003-group-commit-under-a-lock.md`).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from app.db.locks import Lock
+from app.domain.duplicates import idempotency_keys
+from app.domain.fold import fold
+from app.domain.values import (
+    Delivery,
+    DeliveryStatus,
+    Entity,
+    EntityType,
+    Entry,
+    Event,
+    JsonText,
+    Reading,
+    Receipt,
+    Unreadable,
+)
+from app.ids import new_id
+
+FEED_CHANNEL = "feed"
+"""NOTIFY channel on which each commit announces its newest position: a hint for readers that wait, never the truth."""
+
+_DELIVERY_COLUMNS = (
+    *("id", "entity_type", "status", "received_at", "client", "proof", "headers", "body", "data_offset", "size"),
+    *("reading", "reason", "event_sequence", "duplicate_of"),
+)
+_EVENT_COLUMNS = (
+    *("sequence", "id", "entity_type", "entity_id", "action", "action_inferred", "stale", "source", "occurred_at"),
+    *("received_at", "delivery_id", "changed", "changes", "data"),
+)
+
+_LOCK = "SELECT pg_advisory_xact_lock($1)"
+_FIND_ORIGINALS = """
+    SELECT k.key, k.sequence, e.id AS event_id, e.delivery_id
+    FROM idempotency_keys k LEFT JOIN events e ON e.sequence = k.sequence
+    WHERE k.key = ANY($1::bytea[])
+"""
+_FIND_ENTITIES = """
+    SELECT n.*, d.data, e.id AS event_id, e.delivery_id
+    FROM unnest($1::text[], $2::text[]) AS wanted(entity_type, entity_id)
+    JOIN entities n ON n.entity_type = wanted.entity_type AND n.entity_id = wanted.entity_id
+    LEFT JOIN events e ON e.sequence = n.sequence
+    LEFT JOIN events d ON d.sequence = n.data_sequence
+"""
+_NUMBERS = "SELECT nextval('event_sequence') FROM generate_series(1, $1::int)"
+_STORE_ENTITIES = """
+    INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at,
+                          source_updated_at, newest_at, deleted_at)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[],
+                         $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
+    ON CONFLICT (entity_type, entity_id) DO UPDATE SET
+        version = excluded.version, sequence = excluded.sequence, data_sequence = excluded.data_sequence,
+        updated_at = excluded.updated_at, source_updated_at = excluded.source_updated_at,
+        newest_at = excluded.newest_at, deleted_at = excluded.deleted_at
+"""
+_NOTE_PROOF = """
+    UPDATE registrations r SET proof = seen.proof, last_callback_at = seen.received_at
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS seen(entity_type, proof, received_at)
+    WHERE r.entity_type = seen.entity_type
+"""
+_NOTIFY = "SELECT pg_notify($1, $2)"
+
+_Identity = tuple[EntityType, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Original:
+    """What a duplicate repeats."""
+
+    sequence: int
+    event_id: UUID | None
+    delivery_id: UUID | None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is known and what is to be written. `changed` are the entities whose state moved."""
+
+    originals: dict[bytes, _Original]
+    entities: dict[_Identity, Entity]
+    newest: dict[_Identity, _Original]
+    numbers: Iterator[int]
+    changed: set[_Identity] = field(default_factory=set)
+    deliveries: list[tuple[object, ...]] = field(default_factory=list)
+    events: list[tuple[object, ...]] = field(default_factory=list)
+    new_keys: dict[bytes, int] = field(default_factory=dict)
+    last_sequence: int | None = None
+
+
+async def append(connection: asyncpg.Connection, entries: Sequence[Entry]) -> list[Receipt]:
+    """Write a batch within the caller's open transaction; one receipt for each entry, true once that has committed.
+
+    Raises asyncpg's errors as they are; then nothing of the batch may be committed.
+    """
+    keys = [_keys(entry) for entry in entries]
+    await connection.execute(_LOCK, Lock.FEED.key)
+    batch = await _look(connection, entries, keys)
+    receipts = [_enter(batch, entry, own) for entry, own in zip(entries, keys, strict=True)]
+    await _store(connection, batch, entries)
+    return receipts
+
+
+def _keys(entry: Entry) -> tuple[bytes, ...]:
+    if isinstance(entry.reading, Unreadable):
+        return ()
+    return idempotency_keys(entry.entity_type, entry.reading, entry.delivery.body if entry.delivery else None)
+
+
+async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]]) -> _Batch:
+    """Everything the batch has to know, in one query a table however large the batch is."""
+    readable = [(entry.entity_type, entry.reading.entity_id) for entry in entries if isinstance(entry.reading, Reading)]
+    wanted = list(dict.fromkeys(readable))
+    originals = await connection.fetch(_FIND_ORIGINALS, [key for own in keys for key in own]) if any(keys) else []
+    known = await connection.fetch(_FIND_ENTITIES, *_columns(wanted, 2)) if wanted else []
+    numbers = await connection.fetch(_NUMBERS, len(readable)) if readable else []
+    identities = [(EntityType(row["entity_type"]), row["entity_id"]) for row in known]
+    return _Batch(
+        originals={row["key"]: _Original(row["sequence"], row["event_id"], row["delivery_id"]) for row in originals},
+        entities={identity: _entity(row) for identity, row in zip(identities, known, strict=True)},
+        newest={
+            identity: _Original(row["sequence"], row["event_id"], row["delivery_id"])
+            for identity, row in zip(identities, known, strict=True)
+        },
+        numbers=(row[0] for row in numbers),
+    )
+
+
+def _entity(row: asyncpg.Record) -> Entity:
+    return Entity(
+        version=row["version"],
+        sequence=row["sequence"],
+        data=None if row["data"] is None else JsonText(row["data"].encode()),
+        data_sequence=row["data_sequence"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        source_updated_at=row["source_updated_at"],
+        newest_at=row["newest_at"],
+        deleted_at=row["deleted_at"],
+    )
+
+
+def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
+    """Decide what becomes of one entry, in the light of all before it in the batch."""
+    delivery_id = new_id()
+    if isinstance(entry.reading, Unreadable):
+        _keep(batch, entry, delivery_id, DeliveryStatus.QUARANTINED, reason=entry.reading.reason)
+        return Receipt(DeliveryStatus.QUARANTINED, delivery_id, None)
+
+    original = next((batch.originals[key] for key in keys if key in batch.originals), None)
+    if original is not None:
+        return _repeat(batch, entry, delivery_id, original, "the same delivery was committed before")
+
+    identity = (entry.entity_type, entry.reading.entity_id)
+    before = batch.entities.get(identity)
+    folded = fold(
+        before,
+        entry.reading,
+        entity_type=entry.entity_type,
+        sequence=next(batch.numbers),
+        received_at=entry.received_at,
+        source=entry.source,
+    )
+    if folded.entity != before:
+        batch.entities[identity] = folded.entity
+        batch.changed.add(identity)
+    if folded.event is None:
+        return _repeat(batch, entry, delivery_id, batch.newest[identity], "the entity is deleted already")
+
+    event_id = new_id()
+    created = _Original(folded.event.sequence, event_id, delivery_id if entry.delivery else None)
+    if not folded.event.stale:
+        batch.newest[identity] = created
+    for key in keys:
+        batch.originals[key] = created
+        batch.new_keys[key] = created.sequence
+    batch.last_sequence = created.sequence
+    batch.events.append(_event_row(folded.event, event_id, created.delivery_id))
+    _keep(batch, entry, delivery_id, DeliveryStatus.ACCEPTED, original=created)
+    return Receipt(DeliveryStatus.ACCEPTED, delivery_id, event_id)
+
+
+def _repeat(batch: _Batch, entry: Entry, delivery_id: UUID, original: _Original, reason: str) -> Receipt:
+    _keep(batch, entry, delivery_id, DeliveryStatus.DUPLICATE, original=original, reason=reason)
+    return Receipt(DeliveryStatus.DUPLICATE, delivery_id, original.event_id)
+
+
+def _keep(
+    batch: _Batch,
+    entry: Entry,
+    delivery_id: UUID,
+    status: DeliveryStatus,
+    *,
+    original: _Original | None = None,
+    reason: str | None = None,
+) -> None:
+    """Note the delivery, if the entry came by one."""
+    delivery = entry.delivery
+    if delivery is None:
+        return
+    body, offset = _without_data(delivery, entry.reading, status)
+    batch.deliveries.append(
+        (
+            delivery_id,
+            delivery.entity_type,
+            status,
+            delivery.received_at,
+            delivery.client,
+            delivery.proof,
+            json.dumps(delivery.headers),
+            body,
+            offset,
+            len(delivery.body),
+            json.dumps({"proof": delivery.proof, **entry.reading.places}),
+            reason,
+            original.sequence if original else None,
+            original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
+        )
+    )
+
+
+def _without_data(
+    delivery: Delivery, reading: Reading | Unreadable, status: DeliveryStatus
+) -> tuple[bytes, int | None]:
+    """The body without the entity's text, which its event keeps, and where that text belongs; else the whole body."""
+    if status is not DeliveryStatus.ACCEPTED or not isinstance(reading, Reading) or reading.data is None:
+        return delivery.body, None
+    offset = delivery.body.find(reading.data)
+    if offset < 0:
+        return delivery.body, None
+    return delivery.body[:offset] + delivery.body[offset + len(reading.data) :], offset
+
+
+def _event_row(event: Event, event_id: UUID, delivery_id: UUID | None) -> tuple[object, ...]:
+    return (
+        event.sequence,
+        event_id,
+        event.entity_type,
+        event.entity_id,
+        event.action,
+        event.action_inferred,
+        event.stale,
+        event.source,
+        event.occurred_at,
+        event.received_at,
+        delivery_id,
+        list(event.changed),
+        event.changes.decode(),
+        None if event.data is None else event.data.decode(),
+    )
+
+
+async def _store(connection: asyncpg.Connection, batch: _Batch, entries: Sequence[Entry]) -> None:
+    """Write the batch, one statement a table."""
+    if batch.deliveries:
+        await connection.copy_records_to_table("deliveries", records=batch.deliveries, columns=_DELIVERY_COLUMNS)
+    if batch.events:
+        await connection.copy_records_to_table("events", records=batch.events, columns=_EVENT_COLUMNS)
+    if batch.new_keys:
+        await connection.copy_records_to_table(
+            "idempotency_keys", records=batch.new_keys.items(), columns=("key", "sequence")
+        )
+    if batch.changed:
+        # In one order for all writers, so that rows are found near each other.
+        rows = [(*identity, *_entity_row(batch.entities[identity])) for identity in sorted(batch.changed)]
+        await connection.execute(_STORE_ENTITIES, *_columns(rows, 10))
+    seen: dict[EntityType, tuple[str, datetime]] = {
+        entry.entity_type: (entry.delivery.proof, entry.delivery.received_at) for entry in entries if entry.delivery
+    }
+    if seen:
+        rows_seen = [(entity_type, *proof) for entity_type, proof in seen.items()]
+        await connection.execute(_NOTE_PROOF, *_columns(rows_seen, 3))
+    if batch.last_sequence is not None:
+        await connection.execute(_NOTIFY, FEED_CHANNEL, str(batch.last_sequence))
+
+
+def _entity_row(entity: Entity) -> tuple[object, ...]:
+    return (
+        entity.version,
+        entity.sequence,
+        entity.data_sequence,
+        entity.created_at,
+        entity.updated_at,
+        entity.source_updated_at,
+        entity.newest_at,
+        entity.deleted_at,
+    )
+
+
+def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
+    """Rows turned into columns, as `unnest` takes them."""
+    return [[row[number] for row in rows] for number in range(width)]

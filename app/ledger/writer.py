@@ -1,0 +1,259 @@
+"""Group commit: one writer per process, many callers, one transaction for all that wait.
+
+A caller is answered only after its own commit. A batch grows only while the one before it is being committed, so a lone
+callback is written at once. The queue is bounded: what cannot wait is refused, because Jasper will send it again. A row
+that Postgres refuses is written alone, as a quarantined delivery if need be, and cannot fail its neighbours.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self, TypeVar
+
+import asyncpg
+
+from app.db.engine import UNREACHABLE, connect
+from app.domain.values import Entry, Receipt, Unreadable
+from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError, UnavailableError
+from app.ledger.append import append
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_ABOUT_THE_ROW = {"22", "23", "54"}
+"""SQLSTATE classes that mean that the row is at fault, not the moment: data, integrity, program limit
+(PostgreSQL manual, appendix A)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    """How much may wait and how much goes into one transaction. Bytes are those of the bodies, times are in seconds.
+
+    `patience` is how long a caller waits for its commit before it is told to come again: Jasper's own time-out is not
+    documented and may be as short as 3 s, and an answer after that is never heard.
+    """
+
+    queue_rows: int = 4_000
+    queue_bytes: int = 64 * 1024 * 1024
+    batch_rows: int = 500
+    batch_bytes: int = 8 * 1024 * 1024
+    patience: float = 2.5
+    drain: float = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    entry: Entry
+    size: int
+    answer: asyncio.Future[Receipt]
+
+
+class Writer:
+    """The one door to the ledger for a process; an async context manager that drains when it is left."""
+
+    def __init__(self, dsn: str, limits: WriterLimits | None = None) -> None:
+        self._dsn = dsn
+        self._limits = limits or WriterLimits()
+        self._queue: deque[_Waiting] = deque()
+        self._queued_bytes = 0
+        self._wake = asyncio.Event()
+        self._draining = False
+        self._connection: asyncpg.Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start writing."""
+        self._task = asyncio.create_task(self._run(), name="ledger-writer")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Refuse what is new, commit what waits, let go of the connection."""
+        self._draining = True
+        self._wake.set()
+        if self._task is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._task, self._limits.drain)
+        self._refuse_all(DrainingError("the service is shutting down"))
+        await self._drop_connection()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a writer at work."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def queued(self) -> int:
+        """How many callers wait for a batch to take them."""
+        return len(self._queue)
+
+    async def commit(self, entry: Entry) -> Receipt:
+        """Write one entry; returns once it is committed.
+
+        Raises QueueFullError, DrainingError or DatabaseUnavailableError where it was not, or where that is not known.
+        """
+        size = len(entry.delivery.body) if entry.delivery else 0
+        if self._draining or not self.alive:
+            raise DrainingError("the service is shutting down")
+        if len(self._queue) >= self._limits.queue_rows or self._queued_bytes + size > self._limits.queue_bytes:
+            raise QueueFullError(f"{len(self._queue)} callbacks wait for their commit already")
+        waiting = _Waiting(entry, size, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._queued_bytes += size
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._limits.patience):
+                return await waiting.answer
+        except TimeoutError as exc:
+            raise DatabaseUnavailableError(
+                f"Postgres did not commit within {self._limits.patience} s", retry_after=10
+            ) from exc
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                if not self._queue:
+                    if self._draining:
+                        return
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                await self._write(self._take())
+        finally:
+            self._refuse_all(DrainingError("the writer has stopped"))
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch; callers that gave up waiting have been told to come again and are left out."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and len(batch) < self._limits.batch_rows:
+            if batch and size + self._queue[0].size > self._limits.batch_bytes:
+                break
+            waiting = self._queue.popleft()
+            self._queued_bytes -= waiting.size
+            if not waiting.answer.done():
+                batch.append(waiting)
+                size += waiting.size
+        return batch
+
+    async def _write(self, batch: list[_Waiting]) -> None:
+        """Commit a batch and answer its callers, whatever happens."""
+        try:
+            receipts = await self._commit([waiting.entry for waiting in batch])
+        except UnavailableError as exc:
+            _log.warning("batch not committed", extra={"rows": len(batch), "reason": str(exc)})
+            for waiting in batch:
+                _fail(waiting, exc)
+        except Exception as exc:  # noqa: BLE001 - one row's fault, of whatever kind, must not fail its neighbours
+            await self._write_alone(batch, exc)
+        else:
+            for waiting, receipt in zip(batch, receipts, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(receipt)
+
+    async def _write_alone(self, batch: list[_Waiting], cause: Exception) -> None:
+        """Find the row at fault: write each alone, and the one that still fails as a quarantined delivery."""
+        if len(batch) > 1:
+            for waiting in batch:
+                await self._write([waiting])
+            return
+        [waiting] = batch
+        if isinstance(waiting.entry.reading, Unreadable):
+            _log.error("delivery could not be kept", extra={"reason": _describe(cause)})
+            _fail(waiting, DatabaseUnavailableError("the delivery could not be kept", retry_after=60))
+            return
+        _log.error("event could not be written, delivery quarantined", extra={"reason": _describe(cause)})
+        unreadable = Unreadable(f"the event could not be written: {_describe(cause)}", waiting.entry.reading.places)
+        waiting.entry = replace(waiting.entry, reading=unreadable)
+        await self._write([waiting])
+
+    async def _commit(self, entries: list[Entry]) -> list[Receipt]:
+        """One transaction, tried again once on a fresh connection where the old one broke before the commit.
+
+        Raises DatabaseUnavailableError, also where the connection broke in the commit and nobody knows how it ended.
+        """
+        if not entries:
+            return []
+        try:
+            transaction, receipts = await self._prepare(entries)
+        except _BrokenError:
+            await self._drop_connection()
+            try:
+                transaction, receipts = await self._prepare(entries)
+            except _BrokenError as exc:
+                await self._drop_connection()
+                raise DatabaseUnavailableError("Postgres went away before the commit") from exc
+        try:
+            await _translated(transaction.commit)
+        except _BrokenError as exc:
+            await self._drop_connection()
+            raise DatabaseUnavailableError("Postgres went away in the commit") from exc
+        return receipts
+
+    async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.transaction.Transaction, list[Receipt]]:
+        """Everything up to the commit. Raises _BrokenError where the connection broke."""
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await open_ledger_connection(self._dsn, patience=self._limits.patience)
+        connection = self._connection
+        transaction = connection.transaction()
+        await _translated(transaction.start)
+        try:
+            return transaction, await _translated(lambda: append(connection, entries))
+        except BaseException:
+            with suppress(Exception):
+                await transaction.rollback()
+            raise
+
+    async def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):
+                await connection.close(timeout=1)
+
+    def _refuse_all(self, error: UnavailableError) -> None:
+        while self._queue:
+            _fail(self._queue.popleft(), error)
+        self._queued_bytes = 0
+
+
+class _BrokenError(Exception):
+    """The connection to Postgres broke."""
+
+
+async def open_ledger_connection(dsn: str, *, patience: float) -> asyncpg.Connection:
+    """A connection to write the ledger with: a commit on it is durable, and no statement outlasts `patience` seconds.
+
+    Raises DatabaseUnavailableError.
+    """
+    connection = await connect(dsn, application_name="jasper-receiver ledger", statement_timeout=patience)
+    if await connection.fetchval("SHOW synchronous_commit") == "off":
+        await connection.execute("SET synchronous_commit = on")
+    return connection
+
+
+async def _translated(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Run `work`; trouble of the moment becomes DatabaseUnavailableError or _BrokenError, a fault of the row stays."""
+    try:
+        return await work()
+    except UNREACHABLE as exc:
+        raise _BrokenError from exc
+    except asyncpg.PostgresError as exc:
+        if (exc.sqlstate or "")[:2] in _ABOUT_THE_ROW:
+            raise
+        raise DatabaseUnavailableError(f"Postgres cannot write now ({_describe(exc)})") from exc
+
+
+def _fail(waiting: _Waiting, error: UnavailableError) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)
+
+
+def _describe(error: Exception) -> str:
+    """The kind of an error, without its message, which may quote the row."""
+    sqlstate = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__}, SQLSTATE {sqlstate}" if sqlstate else type(error).__name__

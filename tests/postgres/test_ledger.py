@@ -1,0 +1,365 @@
+"""The ledger against a real Postgres: what is committed, numbered, folded and recognised as a repetition."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.db.engine import connect
+from app.domain.values import Delivery, DeliveryStatus, EntityType, Entry, Receipt
+from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError
+from app.jasper.reading import interpret
+from app.ledger.writer import Writer, WriterLimits
+
+NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
+Rows = list[dict[str, Any]]
+
+
+def a_callback(body: object, *, headers: tuple[tuple[str, str], ...] = (), at: datetime = NOW) -> Entry:
+    raw = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
+    delivery = Delivery(EntityType.PRODUCT, at, "127.0.0.1", headers, raw, "header:x-secret")
+    return Entry(EntityType.PRODUCT, interpret(EntityType.PRODUCT, headers, raw, {}), at, delivery)
+
+
+def a_product(entity_id: int = 1, *, event: str = "product.updated", minute: int = 0, **fields: object) -> Entry:
+    moment = (NOW + timedelta(minutes=minute)).isoformat()
+    return a_callback({"event": event, "data": {"id": entity_id, **fields, "updated_at": moment}})
+
+
+def a_notification(entity_id: int = 1, event: str = "product.updated") -> Entry:
+    return a_callback({"event": event, "id": entity_id})
+
+
+@pytest.fixture
+async def writer(database: str) -> AsyncIterator[Writer]:
+    async with Writer(database) as writer:
+        yield writer
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await connect(database, application_name="test")
+    yield connection
+    await connection.close()
+
+
+async def rows(connection: asyncpg.Connection, query: str, *values: object) -> Rows:
+    return [dict(row) for row in await connection.fetch(query, *values)]
+
+
+async def commit_all(writer: Writer, *entries: Entry) -> list[Receipt]:
+    return [await writer.commit(entry) for entry in entries]
+
+
+async def test_a_callback_becomes_a_delivery_an_event_and_a_state(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    receipt = await writer.commit(a_product(1001, event="product.created", price=52.0))
+
+    [event] = await rows(connection, "SELECT * FROM events")
+    [delivery] = await rows(connection, "SELECT * FROM deliveries")
+    [entity] = await rows(connection, "SELECT * FROM entities")
+    assert receipt == Receipt(DeliveryStatus.ACCEPTED, delivery["id"], event["id"])
+    assert (event["entity_id"], event["action"], event["stale"], event["delivery_id"]) == (
+        "1001",
+        "create",
+        False,
+        delivery["id"],
+    )
+    assert (entity["entity_id"], entity["version"], entity["sequence"]) == ("1001", 1, event["sequence"])
+    assert entity["data_sequence"] == event["sequence"]
+    assert (delivery["status"], delivery["event_sequence"]) == ("accepted", event["sequence"])
+
+
+async def test_the_body_of_a_delivery_can_be_put_together_again_byte_for_byte(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    body = b'{ "event": "product.updated",\n "data": {"id": 7, "price": 1.10, "text": "\\u0000\\ud800"} , "x": 1e400 }'
+    await writer.commit(a_callback(body))
+
+    [row] = await rows(connection, "SELECT d.*, e.data FROM deliveries d JOIN events e ON e.delivery_id = d.id")
+    offset = row["data_offset"]
+    assert row["body"][:offset] + row["data"].encode() + row["body"][offset:] == body
+    assert row["size"] == len(body)
+    assert row["data"] == '{"id": 7, "price": 1.10, "text": "\\u0000\\ud800"}'
+
+
+async def test_an_update_tells_what_changed(writer: Writer, connection: asyncpg.Connection) -> None:
+    await commit_all(writer, a_product(price=52.0, stock={"qty": 1}), a_product(minute=1, price=49.0, stock={"qty": 1}))
+
+    events = await rows(connection, "SELECT changed, changes FROM events ORDER BY sequence")
+    assert events[0] == {"changed": [], "changes": "[]"}
+    assert events[1]["changed"] == ["price", "updated_at"]
+    assert {"op": "replace", "path": "/price", "from": 52.0, "to": 49.0} in json.loads(events[1]["changes"])
+
+
+async def test_callbacks_of_one_batch_are_folded_one_after_the_other(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    entries = [a_product(1, minute=minute, price=minute) for minute in range(20)]
+    await asyncio.gather(*(writer.commit(entry) for entry in entries))
+
+    events = await rows(connection, "SELECT data, changed FROM events ORDER BY sequence")
+    assert [json.loads(event["data"])["price"] for event in events] == list(range(20))
+    assert all(event["changed"] == ["price", "updated_at"] for event in events[1:])
+    [entity] = await rows(connection, "SELECT version FROM entities")
+    assert entity["version"] == 20
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(
+            a_callback({"event": "updated", "id": 1}, headers=(("x-delivery-id", "d-1"),)),
+            a_callback({"event": "updated", "id": 1, "attempt": 2}, headers=(("x-delivery-id", "d-1"),)),
+            id="same delivery id",
+        ),
+        pytest.param(a_product(price=1), a_product(price=1), id="same body with updated_at"),
+        pytest.param(
+            a_callback({"event": "updated", "id": 1, "timestamp": 1767225600}),
+            a_callback(b'{ "timestamp" : 1767225600, "id":1, "event":"updated"}'),
+            id="same notification with a timestamp, spelled differently",
+        ),
+        pytest.param(
+            a_callback({"event": "updated", "try": 1, "data": {"id": 1, "version": 3, "a": 1}}),
+            a_callback({"event": "updated", "try": 2, "data": {"a": 1, "version": 3, "id": 1}}),
+            id="same data with a version in a new envelope",
+        ),
+        pytest.param(
+            a_callback({"id": 1, "name": "x", "updated_at": "2026-01-01T00:00:00Z"}),
+            a_callback({"data": {"id": 1, "name": "x", "updated_at": "2026-01-01T00:00:00Z"}}),
+            id="same data, action inferred both times",
+        ),
+    ],
+)
+async def test_a_repetition_is_recognised_and_names_its_original(
+    writer: Writer, connection: asyncpg.Connection, first: Entry, second: Entry
+) -> None:
+    original, repeated = await commit_all(writer, first, second)
+
+    assert original.status is DeliveryStatus.ACCEPTED
+    assert (repeated.status, repeated.event_id) == (DeliveryStatus.DUPLICATE, original.event_id)
+    assert repeated.delivery_id != original.delivery_id
+    kept = await rows(connection, "SELECT duplicate_of FROM deliveries WHERE id = $1", repeated.delivery_id)
+    assert kept == [{"duplicate_of": original.delivery_id}]
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(a_notification(), a_notification(), id="a notification without any stamp may be a second change"),
+        pytest.param(
+            a_callback({"event": "updated", "data": {"id": 1, "a": 1}}),
+            a_callback({"event": "updated", "data": {"id": 1, "a": 1}}),
+            id="data without updated_at may have changed back",
+        ),
+        pytest.param(a_product(price=1), a_product(price=2), id="two changes within one second"),
+        pytest.param(a_product(1), a_product(2), id="two entities"),
+        pytest.param(a_product(event="created"), a_product(event="updated"), id="two actions"),
+        pytest.param(
+            a_product(price=1),
+            a_callback(
+                b'{"event":"product.updated","data":{"id":1,"price":1.0000000000000000001,"updated_at":"2026-11-23T10:00:00+00:00"}}'
+            ),
+            id="numbers that only rounding makes equal",
+        ),
+        pytest.param(
+            a_callback({"id": 1, "timestamp": 1767225600}, headers=(("x-event", "created"),)),
+            a_callback({"id": 1, "timestamp": 1767225600}, headers=(("x-event", "updated"),)),
+            id="the same body under two actions in the header",
+        ),
+        pytest.param(
+            a_callback({"event": "updated", "id": 1}, headers=(("x-delivery-id", "constant"),)),
+            a_callback({"event": "updated", "id": 2}, headers=(("x-delivery-id", "constant"),)),
+            id="one delivery id for two entities",
+        ),
+    ],
+)
+async def test_what_may_be_a_second_change_is_kept(
+    writer: Writer, connection: asyncpg.Connection, first: Entry, second: Entry
+) -> None:
+    receipts = await commit_all(writer, first, second)
+    assert [receipt.status for receipt in receipts] == [DeliveryStatus.ACCEPTED] * 2
+    assert await connection.fetchval("SELECT count(*) FROM events") == 2
+
+
+async def test_a_repetition_within_one_batch_is_recognised(writer: Writer, connection: asyncpg.Connection) -> None:
+    receipts = await asyncio.gather(*(writer.commit(a_product(price=1)) for _ in range(5)))
+    assert sorted(receipt.status for receipt in receipts) == ["accepted", *["duplicate"] * 4]
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
+
+
+async def test_a_late_event_is_kept_as_stale_and_moves_nothing(writer: Writer, connection: asyncpg.Connection) -> None:
+    await commit_all(writer, a_product(minute=5, price=5), a_product(minute=1, price=1))
+
+    events = await rows(connection, "SELECT stale, changes FROM events ORDER BY sequence")
+    assert events == [{"stale": False, "changes": "[]"}, {"stale": True, "changes": "[]"}]
+    [entity] = await rows(
+        connection, "SELECT n.version, e.data FROM entities n JOIN events e ON e.sequence = n.data_sequence"
+    )
+    assert (entity["version"], json.loads(entity["data"])["price"]) == (1, 5)
+
+
+async def test_an_event_of_the_same_second_is_not_late(writer: Writer, connection: asyncpg.Connection) -> None:
+    await commit_all(writer, a_product(price=1), a_product(price=2))
+    assert await connection.fetchval("SELECT count(*) FROM events WHERE stale") == 0
+    assert await connection.fetchval("SELECT version FROM entities") == 2
+
+
+async def test_a_delete_of_a_deleted_entity_repeats_and_of_an_unknown_one_leaves_a_tombstone(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    first, second = await commit_all(writer, a_notification(event="deleted"), a_notification(event="deleted"))
+    assert first.status is DeliveryStatus.ACCEPTED
+    assert (second.status, second.event_id) == (DeliveryStatus.DUPLICATE, first.event_id)
+    [entity] = await rows(connection, "SELECT * FROM entities")
+    assert entity["deleted_at"] is not None
+    assert entity["data_sequence"] is None
+
+
+async def test_a_repeated_delete_still_tells_how_new_the_deletion_is(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    """Else an update from between both deletes would bring the entity back, depending on the order of arrival."""
+    await commit_all(
+        writer,
+        a_product(event="deleted", minute=3),
+        a_product(event="deleted", minute=5),
+        a_product(event="updated", minute=4, price=1),
+    )
+    assert await connection.fetchval("SELECT deleted_at IS NOT NULL FROM entities")
+    assert await connection.fetchval("SELECT stale FROM events ORDER BY sequence DESC LIMIT 1")
+
+
+async def test_a_newer_update_brings_a_deleted_entity_back(writer: Writer, connection: asyncpg.Connection) -> None:
+    await commit_all(writer, a_product(price=1), a_product(event="deleted", minute=1), a_product(minute=2, price=2))
+    [entity] = await rows(connection, "SELECT version, deleted_at FROM entities")
+    assert entity == {"version": 3, "deleted_at": None}
+
+
+async def test_an_event_without_data_leaves_the_data_as_it_was(writer: Writer, connection: asyncpg.Connection) -> None:
+    await commit_all(writer, a_product(price=1), a_notification())
+    [entity] = await rows(connection, "SELECT version, sequence - data_sequence AS behind FROM entities")
+    assert entity["version"] == 2
+    assert entity["behind"] > 0
+
+
+async def test_the_action_is_inferred_from_whether_the_entity_is_known(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    await commit_all(writer, a_callback({"id": 1, "name": "a"}), a_callback({"id": 1, "name": "b"}))
+    events = await rows(connection, "SELECT action, action_inferred FROM events ORDER BY sequence")
+    assert events == [{"action": "create", "action_inferred": True}, {"action": "update", "action_inferred": True}]
+
+
+@pytest.mark.parametrize(
+    "body", [b"no json", b"", b'{"id": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"a":1}', b'[{"id":1},{"id":2}]']
+)
+async def test_what_cannot_be_read_is_quarantined_whole(
+    writer: Writer, connection: asyncpg.Connection, body: bytes
+) -> None:
+    receipt = await writer.commit(a_callback(body))
+    assert (receipt.status, receipt.event_id) == (DeliveryStatus.QUARANTINED, None)
+    [delivery] = await rows(connection, "SELECT body, status, reason FROM deliveries")
+    assert (delivery["body"], delivery["status"]) == (body, "quarantined")
+    assert delivery["reason"]
+
+
+async def test_a_poison_row_is_quarantined_alone(writer: Writer, connection: asyncpg.Connection) -> None:
+    """A constraint that only one row breaks stands for whatever Postgres may refuse."""
+    await connection.execute("ALTER TABLE events ADD CONSTRAINT no_13 CHECK (entity_id <> '13')")
+    receipts = await asyncio.gather(*(writer.commit(a_product(number)) for number in range(10, 20)))
+
+    assert [receipt.status for receipt in receipts] == [
+        DeliveryStatus.QUARANTINED if number == 13 else DeliveryStatus.ACCEPTED for number in range(10, 20)
+    ]
+    assert await connection.fetchval("SELECT count(*) FROM events") == 9
+    assert "23514" in await connection.fetchval("SELECT reason FROM deliveries WHERE status = 'quarantined'")
+
+
+async def test_a_broken_connection_is_replaced_without_the_caller_noticing(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    await writer.commit(a_product(1))
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%ledger'"
+    )
+    receipt = await writer.commit(a_product(2))
+    assert receipt.status is DeliveryStatus.ACCEPTED
+
+
+async def test_nothing_is_answered_while_the_commit_cannot_be_had(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """Somebody holds the feed lock: the caller is told to come again, and what it sent is committed at most once."""
+    async with Writer(database, WriterLimits(patience=0.2)) as writer:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(DatabaseUnavailableError):
+                await writer.commit(a_product(1))
+        receipt = await writer.commit(a_product(1))
+        assert receipt.status in {DeliveryStatus.ACCEPTED, DeliveryStatus.DUPLICATE}
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
+
+
+async def test_a_full_queue_refuses_and_what_was_queued_is_committed(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    async with Writer(database, WriterLimits(queue_rows=3, patience=5)) as writer:
+        results = await asyncio.gather(
+            *(writer.commit(a_product(number)) for number in range(10)), return_exceptions=True
+        )
+    refused = [result for result in results if isinstance(result, QueueFullError)]
+    committed = [result for result in results if isinstance(result, Receipt)]
+    assert len(committed) == 3
+    assert len(refused) == 7
+    assert await connection.fetchval("SELECT count(*) FROM events") == 3
+
+
+async def test_leaving_commits_what_waits_and_refuses_what_comes(database: str, connection: asyncpg.Connection) -> None:
+    async with Writer(database) as writer:
+        waiting = [asyncio.create_task(writer.commit(a_product(number))) for number in range(50)]
+        await asyncio.sleep(0)  # let them queue
+    receipts = await asyncio.gather(*waiting)
+    assert {receipt.status for receipt in receipts} == {DeliveryStatus.ACCEPTED}
+    assert await connection.fetchval("SELECT count(*) FROM events") == 50
+    with pytest.raises(DrainingError):
+        await writer.commit(a_product(99))
+
+
+async def test_a_caller_that_vanishes_does_not_take_its_batch_along(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    tasks = [asyncio.create_task(writer.commit(a_product(number))) for number in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(result, Receipt) for result in results) == 9
+    assert await connection.fetchval("SELECT count(*) FROM events") >= 9
+
+
+async def test_writers_of_several_replicas_make_one_order_and_no_duplicates(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    async with Writer(database) as one, Writer(database) as other:
+        entries = [a_product(number % 7, minute=number, price=number) for number in range(60)]
+        receipts = await asyncio.gather(*(writer.commit(entry) for entry in entries for writer in (one, other)))
+    assert sorted(receipt.status for receipt in receipts) == ["accepted"] * 60 + ["duplicate"] * 60
+    assert await connection.fetchval("SELECT count(*) FROM events") == 60
+
+
+async def test_readers_are_woken_once_a_commit(writer: Writer, connection: asyncpg.Connection) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    def note(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+        heard.put_nowait(str(payload))
+
+    await connection.add_listener("feed", note)
+    await writer.commit(a_product(1))
+    position = await asyncio.wait_for(heard.get(), 5)
+    assert int(position) == await connection.fetchval("SELECT max(sequence) FROM events")
