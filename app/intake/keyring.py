@@ -1,0 +1,129 @@
+"""The secrets and headers that a callback may prove itself with now: the current ones and those on their way out.
+
+Held in memory, so that no callback waits for Postgres to be judged, and read again every few seconds and where a proof
+fails, since another replica may have registered or rotated. Where Postgres is away, what was known last holds. Never logs
+or shows a secret or a header's value.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.domain.values import EntityType
+from app.errors import ReceiverError
+from app.jasper.client import same_headers
+from app.registration.store import Registration, RegistrationStore, Retiring
+
+_log = logging.getLogger(__name__)
+
+REFRESH_INTERVAL = 5.0
+"""Seconds between two looks at the store."""
+
+_DISTANCE = 0.1
+"""Seconds between two readings that failed proofs ask for."""
+
+_PATIENCE = 0.25
+"""Seconds that a callback waits for a refresh; its answer has to come well within half a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What proves a callback of one entity type. Any of the secrets will do, and any whole set of headers.
+
+    `pending` says that Jasper is being asked for a new webhook or secret, so that a secret which is not among these may
+    be the new one.
+    """
+
+    secrets: tuple[str, ...] = field(repr=False)
+    header_sets: tuple[Mapping[str, str], ...] = field(repr=False)
+    pending: bool
+
+
+class Keyring:
+    """What is accepted, by entity type. `headers` are those of the settings, which are always accepted."""
+
+    def __init__(self, store: RegistrationStore, headers: Mapping[str, str], *, distance: float = _DISTANCE) -> None:
+        self._store = store
+        self._distance = distance
+        self._headers = dict(headers)
+        self._registrations: dict[EntityType, Registration] = {}
+        self._retiring: dict[EntityType, list[Retiring]] = {}
+        self._tried_at = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._trouble: str | None = None
+
+    def accepted(self, entity_type: EntityType, now: datetime) -> Accepted:
+        """What is accepted at `now`, from memory: the current credentials first, then those not expired."""
+        registration = self._registrations.get(entity_type) or Registration(entity_type)
+        retiring = [each for each in self._retiring.get(entity_type, ()) if now < each.accepted_until]
+        return Accepted(
+            secrets=_present([registration.signing_secret, *(each.signing_secret for each in retiring)]),
+            header_sets=_distinct([self._headers, registration.headers, *(each.headers for each in retiring)]),
+            pending=registration.is_pending(now),
+        )
+
+    def knows_secret(self, entity_type: EntityType) -> bool:
+        """Whether there is a current secret, so that callbacks can be judged at all."""
+        registration = self._registrations.get(entity_type)
+        return registration is not None and registration.signing_secret is not None
+
+    async def refresh(self) -> None:
+        """Read the store. Raises DatabaseUnavailableError where it cannot be read; what was known last then holds."""
+        self._tried_at = time.monotonic()
+        registrations, retiring = await self._store.credentials()
+        self._registrations = {registration.entity_type: registration for registration in registrations}
+        self._retiring = {
+            entity_type: [each for each in retiring if each.entity_type is entity_type] for entity_type in EntityType
+        }
+
+    async def look_again(self) -> None:
+        """Read the store because a proof failed: another replica may just have registered or rotated.
+
+        Calls at the same time share one reading, and readings keep their distance, so that callbacks which prove nothing
+        cost Postgres little, however many come. Waits a quarter of a second at most, and never raises for a Postgres that
+        is away.
+        """
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh_at_a_distance(), name="keyring refresh")
+        await asyncio.wait({self._refreshing}, timeout=_PATIENCE)
+
+    async def _refresh_at_a_distance(self) -> None:
+        await asyncio.sleep(self._tried_at + self._distance - time.monotonic())
+        await self._refresh_or_log()
+
+    async def keep_fresh(self, interval: float = REFRESH_INTERVAL) -> None:
+        """Read the store every `interval` seconds, for ever; run it as a task and cancel it."""
+        while True:
+            await self._refresh_or_log()
+            await asyncio.sleep(interval)
+
+    async def _refresh_or_log(self) -> None:
+        trouble = None
+        try:
+            await self.refresh()
+        except ReceiverError as exc:
+            trouble = str(exc)
+        locked = [name.value for name, registration in self._registrations.items() if registration.locked]
+        if trouble is None and locked:
+            trouble = f"no key of ENCRYPTION_KEYS opens what is stored for {', '.join(locked)}"
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                _log.warning("signing secrets not refreshed, those known before still count", extra={"reason": trouble})
+            else:
+                _log.info("signing secrets refreshed again")
+
+
+def _present(secrets: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(secret for secret in secrets if secret is not None))
+
+
+def _distinct(sets: Iterable[Mapping[str, str] | None]) -> tuple[Mapping[str, str], ...]:
+    distinct: list[Mapping[str, str]] = []
+    for headers in sets:
+        if headers is not None and not any(same_headers(headers, other) for other in distinct):
+            distinct.append(headers)
+    return tuple(distinct)

@@ -1,0 +1,1 @@
+"""Making Jasper's webhooks be what the settings say, and keeping their secrets."""

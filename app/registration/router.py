@@ -1,0 +1,150 @@
+"""`/v1/webhooks`: what is registered with Jasper, and the calls that register and rotate.
+
+Never tells a secret, nor the value of a header.
+"""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from app.access.dependencies import AdminKey, ReadKey
+from app.clock import utc_now
+from app.domain.values import EntityType
+from app.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    InvalidParametersError,
+    JasperRefusedError,
+    JasperUnavailableError,
+    KeyMissingError,
+    NotFoundError,
+    ScopeMissingError,
+    SealingError,
+    UnavailableError,
+)
+from app.paging import NoParameters
+from app.problems import documented
+from app.registration.register import Registrar
+from app.registration.retry_window import retry_span
+from app.registration.store import Registration, State
+
+_REFUSALS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
+_CHANGE_REFUSALS = (
+    *_REFUSALS,
+    NotFoundError,
+    ConflictError,
+    JasperRefusedError,
+    JasperUnavailableError,
+    UnavailableError,
+)
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+
+class WebhookOut(BaseModel):
+    """What is registered with Jasper for one entity type, and how it fares."""
+
+    entity_type: EntityType
+    webhook_id: Annotated[str | None, Field(description="Jasper's id", examples=["17"])]
+    name: Annotated[str | None, Field(examples=["Product Updates Webhook"])]
+    callback_url: Annotated[str | None, Field(examples=["https://receiver.example.com/callbacks/products"])]
+    state: Annotated[State, Field(description="`failed` and `disabled` say in `last_error` what to do")]
+    pending: Annotated[bool, Field(description="A new webhook or secret is being asked for at this moment")]
+    secret_known: Annotated[bool, Field(description="Without a secret every callback is put off with a 503")]
+    proof: Annotated[
+        str | None, Field(description="Where the secret was last seen", examples=["header:x-signing-secret"])
+    ]
+    header_names: Annotated[list[str], Field(description="Headers registered with Jasper", examples=[["X-Custom"]])]
+    last_callback_at: datetime | None
+    registered_at: Annotated[datetime | None, Field(description="Since when the present secret is known")]
+    checked_at: Annotated[datetime | None, Field(description="When the webhook was last seen in order at Jasper")]
+    last_error: Annotated[str | None, Field(description="What is wrong now; null where nothing is")]
+    last_error_at: datetime | None
+    retry_policy: Annotated[str | None, Field(examples=["linear"])]
+    minimum_retry_interval: Annotated[int | None, Field(description="Seconds", examples=[300])]
+    retry_limit: Annotated[int | None, Field(examples=[5])]
+    retry_window_seconds: Annotated[
+        int | None,
+        Field(description="How long Jasper retries a callback before it is lost to it", examples=[1500]),
+    ]
+
+    @classmethod
+    def of(cls, registration: Registration, now: datetime) -> "WebhookOut":
+        """What may be told of a registration."""
+        plan = registration.plan
+        return cls(
+            entity_type=registration.entity_type,
+            webhook_id=registration.webhook_id,
+            name=registration.webhook_name,
+            callback_url=registration.callback_url,
+            state=registration.state,
+            pending=registration.is_pending(now),
+            secret_known=registration.signing_secret is not None,
+            proof=registration.proof,
+            header_names=list(registration.headers or ()),
+            last_callback_at=registration.last_callback_at,
+            registered_at=registration.registered_at,
+            checked_at=registration.checked_at,
+            last_error=registration.last_error,
+            last_error_at=registration.last_error_at,
+            retry_policy=plan and plan.policy,
+            minimum_retry_interval=plan and plan.minimum_interval,
+            retry_limit=plan and plan.limit,
+            retry_window_seconds=plan and int(retry_span(plan).total_seconds()),
+        )
+
+
+class WebhookList(BaseModel):
+    """All registrations; there are four at most."""
+
+    webhooks: list[WebhookOut]
+
+
+class ChangeOut(WebhookOut):
+    """What is registered now, and what was done for it."""
+
+    done: Annotated[list[str], Field(description="In words; empty where all was in order", examples=[["created"]])]
+
+
+@router.get("", operation_id="listWebhooks", summary="What is registered with Jasper", responses=documented(*_REFUSALS))
+async def list_webhooks(_key: ReadKey, _none: NoParameters, request: Request) -> WebhookList:
+    """Each entity type's webhook, its state, where its secret was seen, and what went wrong last. Never a secret."""
+    registrar: Registrar = request.state.registrar
+    now = utc_now()
+    return WebhookList(webhooks=[WebhookOut.of(registration, now) for registration in await registrar.store.load_all()])
+
+
+@router.post(
+    "/{entity_type}/register",
+    operation_id="registerWebhook",
+    summary="Bring a webhook in order",
+    responses=documented(*_CHANGE_REFUSALS),
+)
+async def register_webhook(_key: AdminKey, _none: NoParameters, entity_type: EntityType, request: Request) -> ChangeOut:
+    """Look at Jasper's webhook now; create, mend or enable it where that is needed. Running it twice is harmless."""
+    return await _change(request, entity_type, rotate=False)
+
+
+@router.post(
+    "/{entity_type}/rotate",
+    operation_id="rotateWebhook",
+    summary="Replace a webhook and its secret",
+    responses=documented(*_CHANGE_REFUSALS),
+)
+async def rotate_webhook(_key: AdminKey, _none: NoParameters, entity_type: EntityType, request: Request) -> ChangeOut:
+    """Create a new webhook with a new secret, then delete the old one, whose secret is accepted until its retries end."""
+    return await _change(request, entity_type, rotate=True)
+
+
+async def _change(request: Request, entity_type: EntityType, *, rotate: bool) -> ChangeOut:
+    registrar: Registrar = request.state.registrar
+    try:
+        outcome = await (registrar.rotate if rotate else registrar.register)(entity_type)
+    except SealingError as exc:
+        raise ConflictError(str(exc)) from exc
+    finally:
+        await request.state.keyring.look_again()
+    registration = await registrar.store.load(entity_type)
+    return ChangeOut(done=list(outcome.done), **WebhookOut.of(registration, utc_now()).model_dump())
