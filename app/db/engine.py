@@ -76,10 +76,23 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
     Raises DatabaseUnavailableError where Postgres cannot be reached.
     """
+    async with _reached(), engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        yield connection
+
+
+@asynccontextmanager
+async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection in a transaction that is committed when the block ends. Raises DatabaseUnavailableError."""
+    async with _reached(), engine.begin() as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def _reached() -> AsyncIterator[None]:
+    """Translates whatever means that Postgres could not be reached."""
     try:
-        async with engine.connect() as connection:
-            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            yield connection
+        yield
     except PoolTimeoutError as exc:
         raise DatabaseUnavailableError("all connections to Postgres are in use") from exc
     except (OperationalError, InterfaceError, *UNREACHABLE) as exc:

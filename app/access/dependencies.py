@@ -1,0 +1,68 @@
+"""Who calls, and whether they may: `ReadKey`, `WriteKey` and `AdminKey` for the signatures of routes.
+
+In a signature the key stands first, so that nothing else is looked at before it. The process must have put `engine` and
+`admin_key` (the value of `ADMIN_API_KEY`, or None) into the lifespan's state.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+
+from app.access.keys import Scope, verify_key
+from app.clock import utc_now
+from app.errors import KeyMissingError, ScopeMissingError
+
+_bearer = HTTPBearer(
+    scheme_name="ApiKey",
+    description="A key made by `jasper-receiver keys create`, or the value of `ADMIN_API_KEY`",
+    auto_error=False,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever holds the key of this name."""
+
+    name: str
+    scopes: frozenset[Scope]
+
+
+async def authenticate(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Caller:
+    """Who calls. Raises KeyMissingError without a key that is valid now."""
+    if credentials is None:
+        raise KeyMissingError("send an API key: Authorization: Bearer KEY")
+    given = credentials.credentials
+    admin_key: SecretStr | None = request.state.admin_key
+    if admin_key is not None and _same(given, admin_key.get_secret_value()):
+        return Caller("ADMIN_API_KEY", frozenset(Scope))
+    key = await verify_key(request.state.engine, given, now=utc_now())
+    if key is None:
+        raise KeyMissingError("this API key is not known, or was revoked")
+    return Caller(key.name, key.scopes)
+
+
+def _same(one: str, other: str) -> bool:
+    """Equality in constant time, whatever the lengths and characters."""
+    return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (one, other)))
+
+
+def _holder_of(scope: Scope) -> Callable[..., Awaitable[Caller]]:
+    async def require(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+        if scope not in caller.scopes:
+            raise ScopeMissingError(f"this call needs a key with the scope {scope}")
+        return caller
+
+    return require
+
+
+ReadKey = Annotated[Caller, Depends(_holder_of(Scope.READ))]
+WriteKey = Annotated[Caller, Depends(_holder_of(Scope.WRITE))]
+AdminKey = Annotated[Caller, Depends(_holder_of(Scope.ADMIN))]

@@ -1,0 +1,140 @@
+"""API keys: made, listed, revoked and checked. The same functions serve the routes and the command line.
+
+Only the SHA-256 of a key is stored; a key has 256 random bits, so a slow hash would protect nothing. Nothing is cached:
+a key that was revoked is refused by the very next request, on every replica.
+"""
+
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.db.engine import UNREACHABLE, reading
+from app.db.tables import api_keys
+from app.errors import ConflictError, DatabaseUnavailableError, InvalidParametersError, NotFoundError
+from app.ids import new_id
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "jr_"
+_KEY = re.compile(r"jr_[A-Za-z0-9_-]{43}")
+_LONGEST_NAME = 100
+_USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+class Scope(StrEnum):
+    """What a key allows. None of them includes another."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A stored key, without the key itself. `last_used_at` is right to the minute."""
+
+    id: UUID
+    name: str
+    scopes: frozenset[Scope]
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+async def create_key(engine: AsyncEngine, name: str, scopes: Collection[Scope], *, now: datetime) -> tuple[ApiKey, str]:
+    """Make a key; returns it together with its text, which cannot be had again.
+
+    Raises InvalidParametersError for an unusable name or no scope, ConflictError where the name is in use.
+    """
+    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise InvalidParametersError(
+            [{"parameter": "name", "detail": f"must have 1 to {_LONGEST_NAME} printable characters"}]
+        )
+    if not scopes:
+        raise InvalidParametersError([{"parameter": "scope", "detail": "give at least one of read, write, admin"}])
+    key = _PREFIX + secrets.token_urlsafe(32)
+    made = ApiKey(new_id(), name, frozenset(scopes), created_at=now, last_used_at=None, revoked_at=None)
+    row = {"id": made.id, "name": name, "scopes": sorted(made.scopes), "digest": _digest(key), "created_at": now}
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(insert(api_keys), row)
+    except IntegrityError as exc:
+        raise ConflictError(f"there is a key named {name!r} already; revoke it first, or choose another name") from exc
+    return made, key
+
+
+async def list_keys(engine: AsyncEngine) -> list[ApiKey]:
+    """Every key, revoked ones included, oldest first."""
+    async with reading(engine) as connection:
+        rows = await connection.execute(select(*_COLUMNS).order_by(api_keys.c.id))
+        return [_key(row) for row in rows]
+
+
+async def revoke_key(engine: AsyncEngine, name: str, *, now: datetime) -> ApiKey:
+    """Make a key worthless from now on. Raises NotFoundError where none of this name is valid."""
+    statement = (
+        update(api_keys)
+        .where(api_keys.c.name == name, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+        .returning(*_COLUMNS)
+    )
+    async with engine.begin() as connection:
+        row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no valid key named {name!r}")
+    return _key(row)
+
+
+async def verify_key(engine: AsyncEngine, key: str, *, now: datetime) -> ApiKey | None:
+    """The valid key with this text, or None. Notes its use, at most once a minute.
+
+    The text is hashed before it is looked for, so that how long the search takes says nothing about stored keys.
+    """
+    if not _KEY.fullmatch(key):
+        return None
+    async with reading(engine) as connection:
+        row = (
+            await connection.execute(
+                select(*_COLUMNS).where(api_keys.c.digest == _digest(key), api_keys.c.revoked_at.is_(None))
+            )
+        ).one_or_none()
+    if row is None:
+        return None
+    found = _key(row)
+    if found.last_used_at is None or found.last_used_at <= now - _USE_NOTED_EVERY:
+        await _note_use(engine, found, now)
+    return found
+
+
+async def _note_use(engine: AsyncEngine, key: ApiKey, now: datetime) -> None:
+    """A nicety: it neither waits for another request that notes the same, nor fails the request."""
+    due = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= now - _USE_NOTED_EVERY)
+    free = select(api_keys.c.id).where(api_keys.c.id == key.id, due).with_for_update(skip_locked=True)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(update(api_keys).where(api_keys.c.id.in_(free)).values(last_used_at=now))
+    except (SQLAlchemyError, DatabaseUnavailableError, *UNREACHABLE):
+        _log.warning("use of a key not noted", extra={"key": key.name})
+
+
+_COLUMNS = [api_keys.c[name] for name in ("id", "name", "scopes", "created_at", "last_used_at", "revoked_at")]
+
+
+def _key(row: Row[*tuple[Any, ...]]) -> ApiKey:
+    identifier, name, scopes, created_at, last_used_at, revoked_at = row
+    return ApiKey(identifier, name, frozenset(map(Scope, scopes)), created_at, last_used_at, revoked_at)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,1 @@
+"""Callbacks as they came, as people and services read them."""

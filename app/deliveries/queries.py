@@ -1,0 +1,75 @@
+"""SQL for callbacks as they came. A body is put together again from what its delivery and its event keep of it."""
+
+from base64 import b64encode
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import RowMapping, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.tables import deliveries, events
+from app.deliveries.schemas import DeliveryPageRecord, DeliveryRecord, DeliverySummaryRecord
+from app.domain.values import DeliveryStatus
+
+_SUMMARY = [
+    *(
+        deliveries.c[name]
+        for name in ("id", "entity_type", "status", "received_at", "client", "proof", "size", "reason")
+    ),
+    events.c.id.label("event_id"),
+    deliveries.c.duplicate_of,
+]
+_WITH_EVENT = deliveries.outerjoin(events, events.c.sequence == deliveries.c.event_sequence)
+
+
+async def page(
+    connection: AsyncConnection, status: DeliveryStatus | None, *, after: UUID | None, limit: int
+) -> DeliveryPageRecord:
+    """Deliveries in the order of their ids, which is that of their arrival, from the first behind `after`."""
+    query = select(*_SUMMARY).select_from(_WITH_EVENT).order_by(deliveries.c.id).limit(limit + 1)
+    if after is not None:
+        query = query.where(deliveries.c.id > after)
+    if status is not None:
+        query = query.where(deliveries.c.status == status)
+    if status not in {None, DeliveryStatus.ACCEPTED}:
+        # Lets Postgres see, whatever the parameter, that the index of the others will do.
+        query = query.where(deliveries.c.status != DeliveryStatus.ACCEPTED.value)
+    rows = (await connection.execute(query)).mappings().all()
+    found = [DeliverySummaryRecord(**row) for row in rows[:limit]]
+    return DeliveryPageRecord(found, after=found[-1].id if found else after, has_more=len(rows) > limit)
+
+
+async def one(connection: AsyncConnection, delivery_id: UUID) -> DeliveryRecord | None:
+    """The delivery with this id, whole."""
+    parts = [deliveries.c[name] for name in ("headers", "reading", "body", "data_offset")]
+    query = select(*_SUMMARY, *parts, events.c.data).select_from(_WITH_EVENT).where(deliveries.c.id == delivery_id)
+    row = (await connection.execute(query)).mappings().one_or_none()
+    if row is None:
+        return None
+    body, encoding = _as_text(_whole(row))
+    return DeliveryRecord(
+        **{column.name: row[column.name] for column in _SUMMARY},
+        reading=msgspec.Raw(row["reading"].encode()),
+        headers=msgspec.Raw(row["headers"].encode()),
+        body=body,
+        body_encoding=encoding,
+    )
+
+
+def _whole(row: RowMapping) -> bytes | None:
+    """The body as it came; None where the event that keeps the middle of it is gone."""
+    body: bytes = row["body"]
+    offset: int | None = row["data_offset"]
+    data: str | None = row["data"]
+    if offset is None:
+        return body
+    return None if data is None else body[:offset] + data.encode() + body[offset:]
+
+
+def _as_text(body: bytes | None) -> tuple[str | None, str]:
+    if body is None:
+        return None, "utf-8"
+    try:
+        return body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return b64encode(body).decode(), "base64"

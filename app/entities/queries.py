@@ -1,0 +1,113 @@
+"""SQL for the latest state of entities. Their data is the text kept in one of their events, reached by its number."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, Select, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.tables import entities, events
+from app.domain.values import EntityType
+from app.entities.schemas import EntityPageRecord, EntityRecord
+from app.paging import fitting
+
+_COLUMNS = [
+    entities.c[name]
+    for name in (
+        *("entity_type", "entity_id", "version", "sequence", "data_sequence"),
+        *("created_at", "updated_at", "source_updated_at", "deleted_at"),
+    )
+]
+_SIZE = func.coalesce(func.octet_length(events.c.data), 0).label("size")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of one entity without its data."""
+
+    row: Row[*tuple[Any, ...]]
+
+    @property
+    def sequence(self) -> int:
+        """Its newest event that is not stale."""
+        return int(self.row.sequence)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether its newest event is a delete."""
+        return self.row.deleted_at is not None
+
+
+async def page(
+    connection: AsyncConnection,
+    entity_type: EntityType,
+    *,
+    after: str | None,
+    limit: int,
+    include_deleted: bool,
+    updated_since: datetime | None,
+) -> EntityPageRecord:
+    """Entities by id (byte by byte), from the first behind `after`."""
+    query = (
+        select(*_COLUMNS, _SIZE)
+        .outerjoin(events, events.c.sequence == entities.c.data_sequence)
+        .where(entities.c.entity_type == entity_type)
+        .order_by(entities.c.entity_id)
+        .limit(limit + 1)
+    )
+    if after is not None:
+        query = query.where(entities.c.entity_id > after)
+    if not include_deleted:
+        query = query.where(entities.c.deleted_at.is_(None))
+    if updated_since is not None:
+        query = query.where(entities.c.updated_at >= updated_since)
+    rows = (await connection.execute(query)).all()
+    count = fitting([row.size for row in rows], limit)
+    has_more = count < len(rows)
+    texts = await _texts(connection, [row.data_sequence for row in rows[:count]])
+    return EntityPageRecord(
+        items=[_record(row, texts.get(row.data_sequence)) for row in rows[:count]],
+        after=rows[count - 1].entity_id if has_more else None,
+        has_more=has_more,
+    )
+
+
+async def state(connection: AsyncConnection, entity_type: EntityType, entity_id: str) -> State | None:
+    """The state of one entity; None where it was never seen."""
+    row = (await connection.execute(_one(entity_type, entity_id))).one_or_none()
+    return None if row is None else State(row)
+
+
+async def with_data(connection: AsyncConnection, state: State) -> EntityRecord:
+    """The state together with its data."""
+    texts = await _texts(connection, [state.row.data_sequence])
+    return _record(state.row, texts.get(state.row.data_sequence))
+
+
+def _one(entity_type: EntityType, entity_id: str) -> Select[Any]:
+    return select(*_COLUMNS).where(entities.c.entity_type == entity_type, entities.c.entity_id == entity_id)
+
+
+async def _texts(connection: AsyncConnection, sequences: list[int | None]) -> dict[int | None, str]:
+    """The data kept in these events."""
+    wanted = [sequence for sequence in sequences if sequence is not None]
+    if not wanted:
+        return {}
+    rows = await connection.execute(select(events.c.sequence, events.c.data).where(events.c.sequence.in_(wanted)))
+    return {row.sequence: row.data for row in rows}
+
+
+def _record(row: Row[*tuple[Any, ...]], data: str | None) -> EntityRecord:
+    return EntityRecord(
+        entity_type=row.entity_type,
+        entity_id=row.entity_id,
+        data=msgspec.Raw(b"null" if data is None else data.encode()),
+        version=row.version,
+        sequence=row.sequence,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        source_updated_at=row.source_updated_at,
+        deleted_at=row.deleted_at,
+    )

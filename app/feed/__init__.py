@@ -1,0 +1,1 @@
+"""The ordered feed of events, as services read it."""

@@ -1,0 +1,60 @@
+"""Which events a reader wants: the filters that every call on the feed shares, and what they mean in SQL."""
+
+from typing import Annotated
+
+from pydantic import Field
+from sqlalchemy import ARRAY, ColumnElement, Text, cast
+
+from app.db.tables import events
+from app.domain.values import Action, EntityType
+from app.paging import Flag, Moment, Parameters, SearchText
+
+_MOST_VALUES = 100
+
+_EntityId = Annotated[SearchText, Field(min_length=1)]
+
+
+class Filters(Parameters):
+    """Filters for events. Several values of one filter mean any of them; several filters mean all of them."""
+
+    entity_type: tuple[EntityType, ...] = Field(
+        (), max_length=_MOST_VALUES, description="Only events of these entity types", examples=[["product"]]
+    )
+    action: tuple[Action, ...] = Field(
+        (), max_length=_MOST_VALUES, description="Only these actions", examples=[["update"]]
+    )
+    entity_id: tuple[_EntityId, ...] = Field(
+        (), max_length=_MOST_VALUES, description="Only events of the entities with these ids", examples=[["1001"]]
+    )
+    changed: tuple[SearchText, ...] = Field(
+        (),
+        max_length=_MOST_VALUES,
+        description="Only updates in which one of these top-level names changed",
+        examples=[["price"]],
+    )
+    since: Moment | None = Field(
+        None, description="Only events received at this time or later", examples=["2026-11-23T10:00:00Z"]
+    )
+    until: Moment | None = Field(
+        None, description="Only events received before this time", examples=["2026-11-24T10:00:00Z"]
+    )
+    include_stale: Flag = Field(
+        False, description="Also events that are older than their entity's state was when they came"
+    )
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """What holds for an event that is wanted, the entity's id aside: that one has its own way (`feed.queries`)."""
+        found: list[ColumnElement[bool]] = []
+        if self.entity_type:
+            found.append(events.c.entity_type.in_(self.entity_type))
+        if self.action:
+            found.append(events.c.action.in_(self.action))
+        if self.changed:
+            found.append(events.c.changed.bool_op("&&")(cast(self.changed, ARRAY(Text))))
+        if self.since is not None:
+            found.append(events.c.received_at >= self.since)
+        if self.until is not None:
+            found.append(events.c.received_at < self.until)
+        if not self.include_stale:
+            found.append(events.c.stale.is_(False))
+        return found

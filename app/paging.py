@@ -1,0 +1,154 @@
+"""Query parameters and pages: strict reading of what callers ask for, bounded pages, the way to the next one.
+
+Every list pages by position (`after`), never by counting rows, so that a page costs the same wherever it begins.
+Nothing that a caller sends is ignored or guessed: an unknown, repeated or half-right parameter is refused.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, TypeVar, get_origin
+from urllib.parse import parse_qsl, quote, urlencode
+
+from fastapi import Depends, Query, Request
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+from starlette.types import Scope
+
+from app.errors import InvalidParametersError
+from app.problems import instance_of
+
+MOST_ITEMS = 1000
+DEFAULT_ITEMS = 100
+MOST_BYTES = 16 * 1024 * 1024
+"""A page ends early rather than grow much beyond this: items may have megabytes each."""
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
+_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
+# RFC 3339, section 5.6; seconds may be left out.
+_MOMENT = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)",
+    re.ASCII,
+)
+
+
+def _whole_number(value: object) -> object:
+    if isinstance(value, str) and not _WHOLE_NUMBER.fullmatch(value):
+        raise PydanticCustomError("whole_number", "must be a whole number, digits only")
+    return value
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str) and not _SECONDS.fullmatch(value):
+        raise PydanticCustomError("seconds", "must be a number of seconds, such as 30 or 0.5")
+    return value
+
+
+def _flag(value: object) -> object:
+    if isinstance(value, str):
+        if value not in {"true", "false"}:
+            raise PydanticCustomError("flag", "must be true or false")
+        return value == "true"
+    return value
+
+
+def _moment(value: object) -> object:
+    """A time with its zone, in UTC."""
+    if not isinstance(value, str):
+        return value
+    if not _MOMENT.fullmatch(value):
+        raise PydanticCustomError(
+            "moment",
+            "must be a time with its zone, such as 2026-11-23T10:00:00Z; the + of a zone is written %2B in an address",
+        )
+    try:
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise PydanticCustomError("moment", "there is no such time") from exc
+
+
+def is_storable(value: str) -> bool:
+    """Whether Postgres can hold this text: it has neither NUL nor lone surrogates. What it cannot hold is not there."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
+def _storable(value: str) -> str:
+    if not is_storable(value):
+        raise PydanticCustomError("storable", "holds a character that nothing here can hold (NUL)")
+    return value
+
+
+Position = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=2**63 - 1)]
+"""A place in the feed: the sequence of the last event already seen; 0 is before the first."""
+
+Limit = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_ITEMS)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+SearchText = Annotated[str, AfterValidator(_storable)]
+
+
+class Parameters(BaseModel):
+    """Base of what a route takes in its query. Unknown parameters are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Page(Parameters):
+    """For lists that page: how many items at most."""
+
+    limit: Limit = Field(DEFAULT_ITEMS, description="How many items at most")
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+def read_query(model: type[P]) -> Callable[..., Awaitable[P]]:
+    """The dependency that reads a query into `model`; a parameter that is given twice where one is meant is refused.
+
+    In a route's signature it stands behind the key, so that who may not read learns nothing of the parameters.
+    """
+    repeatable = {name for name, field in model.model_fields.items() if get_origin(field.annotation) is tuple}
+
+    async def read(request: Request, given: Annotated[model, Query()]) -> P:  # type: ignore[valid-type]  # for FastAPI
+        names = [name for name, _ in request.query_params.multi_items()]
+        repeated = sorted({name for name in names if names.count(name) > 1} - repeatable)
+        if repeated:
+            raise InvalidParametersError([{"parameter": name, "detail": "given more than once"} for name in repeated])
+        return given
+
+    return read
+
+
+NoParameters = Annotated[Parameters, Depends(read_query(Parameters))]
+"""For routes that take no query at all."""
+
+
+def fitting(sizes: Sequence[int], limit: int, *, most_bytes: int = MOST_BYTES) -> int:
+    """How many of the items with these sizes (bytes) make a page: at most `limit`, and, beyond the first, `most_bytes`."""
+    total = 0
+    for count, size in enumerate(sizes[:limit]):
+        total += size
+        if count and total > most_bytes:
+            return count
+    return min(len(sizes), limit)
+
+
+def next_link(request: Request, after: object) -> dict[str, str]:
+    """The `Link` header to the page behind position `after`, with everything else as it was asked (RFC 8288).
+
+    The address has no host in it, as a proxy in front may have another name than this process knows.
+    """
+    given = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    query = urlencode([*((name, value) for name, value in given if name != "after"), ("after", str(after))])
+    return {"Link": f'<{raw_path(request.scope)}?{query}>; rel="next"'}
+
+
+def raw_path(scope: Scope) -> str:
+    """The path of a request before percent-decoding, in which an escaped slash can still be told from a real one."""
+    raw: bytes | None = scope.get("raw_path")  # optional in ASGI; every server in use gives it
+    return instance_of(scope) if raw is None else quote(raw, safe="/%:@!$&'()*+,;=~")
