@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from app.db.locks import Lock
+from app.db.wakeup import FEED_CHANNEL
 from app.domain.duplicates import idempotency_keys
 from app.domain.fold import fold
 from app.domain.values import (
@@ -29,9 +30,6 @@ from app.domain.values import (
     Unreadable,
 )
 from app.ids import new_id
-
-FEED_CHANNEL = "feed"
-"""NOTIFY channel on which each commit announces its newest position: a hint for readers that wait, never the truth."""
 
 _DELIVERY_COLUMNS = (
     *("id", "entity_type", "status", "received_at", "client", "proof", "headers", "body", "data_offset", "size"),

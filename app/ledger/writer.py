@@ -240,6 +240,8 @@ async def _translated(work: Callable[[], Awaitable[_T]]) -> _T:
     """Run `work`; trouble of the moment becomes DatabaseUnavailableError or _BrokenError, a fault of the row stays."""
     try:
         return await work()
+    except asyncpg.DataError:  # the driver's own, and one of its connection errors by descent
+        raise
     except UNREACHABLE as exc:
         raise _BrokenError from exc
     except asyncpg.PostgresError as exc:

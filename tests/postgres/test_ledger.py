@@ -3,20 +3,26 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import asyncpg
 import pytest
 
 from app.db.engine import connect
-from app.domain.values import Delivery, DeliveryStatus, EntityType, Entry, Receipt
+from app.domain.values import Delivery, DeliveryStatus, EntityType, Entry, Reading, Receipt
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError
 from app.jasper.reading import interpret
 from app.ledger.writer import Writer, WriterLimits
 
 NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 Rows = list[dict[str, Any]]
+
+
+def repr_start(value: object) -> str:
+    return ascii(value)[:12]
 
 
 def a_callback(body: object, *, headers: tuple[tuple[str, str], ...] = (), at: datetime = NOW) -> Entry:
@@ -280,6 +286,16 @@ async def test_a_poison_row_is_quarantined_alone(writer: Writer, connection: asy
     ]
     assert await connection.fetchval("SELECT count(*) FROM events") == 9
     assert "23514" in await connection.fetchval("SELECT reason FROM deliveries WHERE status = 'quarantined'")
+
+
+@pytest.mark.parametrize("entity_id", ["\ud800", "nul\0", Random(1).randbytes(8_000).hex()], ids=repr_start)
+async def test_a_row_that_the_driver_or_the_index_refuses_is_quarantined_alone(
+    writer: Writer, connection: asyncpg.Connection, entity_id: str
+) -> None:
+    poison = replace(a_product(1), reading=Reading(entity_id=entity_id))
+    good, bad = await asyncio.gather(writer.commit(a_product(2)), writer.commit(poison))
+    assert (good.status, bad.status) == (DeliveryStatus.ACCEPTED, DeliveryStatus.QUARANTINED)
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
 
 
 async def test_a_broken_connection_is_replaced_without_the_caller_noticing(

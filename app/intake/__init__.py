@@ -1,0 +1,1 @@
+"""The callback endpoint: from the socket to the commit."""
