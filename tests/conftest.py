@@ -5,16 +5,19 @@ One server serves the whole run, whatever the number of workers; each test gets 
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
+from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.embedded import embedded_postgres
 from app.db.engine import create_engine
 from app.db.migrate import migrate
+from app.serving import Server, listen
 
 _TEMPLATE = "migrated_template"
 
@@ -86,3 +89,28 @@ async def engine(database: str) -> AsyncIterator[AsyncEngine]:
 def data_dir(tmp_path: Path) -> Path:
     """A directory for a test that runs a server of its own."""
     return tmp_path / "data"
+
+
+class _QuietServer(Server):
+    """A server that leaves signals to pytest."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """The address of an application, served over real HTTP for as long as the block lasts."""
+    server = _QuietServer(app)
+    with listen("127.0.0.1", 0) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        if serving.done():
+            await serving
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving

@@ -1,0 +1,360 @@
+"""The console command: parse, call one function, print, exit.
+
+Exits 0 where it did what was asked, 1 where it failed, 2 where it was called or configured wrongly. Data goes to standard
+output, talk to standard error. Commands work on the database of the settings, not through HTTP; the embedded one is
+started for them where it does not run.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, Concatenate, NoReturn, ParamSpec
+
+import click
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import logs
+from app.access.keys import ApiKey, Scope, create_key, list_keys, revoke_key
+from app.bootstrap import prepare_database, reach_database
+from app.cli.output import print_record, print_records, say
+from app.cli.simulate import simulate
+from app.clock import utc_now
+from app.db.embedded import embedded_postgres
+from app.db.engine import create_engine, reading
+from app.db.migrate import check_schema, migrate
+from app.db.wakeup import Wakeup
+from app.demo import DemoOptions, run_demo
+from app.domain.values import Action, EntityType
+from app.errors import InvalidParametersError, ReceiverError, SettingsError
+from app.feed import queries
+from app.feed.filters import Filters
+from app.jasper.client import open_http
+from app.main import create_app
+from app.registration.register import Outcome, Registrar
+from app.registration.store import RegistrationStore
+from app.sealing import Sealer, development_keys, generate_key
+from app.serving import Server, listen
+from app.settings import Settings
+from app.simulator.catalog import CatalogError
+from app.status import Status, describe, look
+
+P = ParamSpec("P")
+
+_log = logging.getLogger(__name__)
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one a line.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="jasper-receiver")
+def main() -> None:
+    """Receive Jasper PIM's callbacks, and serve what they say in order.
+
+    Settings come from environment variables and a .env file; the README lists them.
+    """
+
+
+def with_settings(command: Callable[Concatenate[Settings, P], None]) -> Callable[P, None]:
+    """Give a command the settings, and turn errors into words and an exit code."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            settings = Settings.load()
+            logs.configure("warning", "console")
+            command(settings, *args, **kwargs)
+        except (SettingsError, InvalidParametersError) as exc:
+            _leave(exc, 2)
+        except ReceiverError as exc:
+            _leave(exc, 1)
+        except KeyboardInterrupt:
+            _leave(KeyboardInterrupt("interrupted"), 1)
+
+    return update_wrapper(run, command)
+
+
+def _leave(error: BaseException, code: int) -> NoReturn:
+    say(f"Error: {error}")
+    sys.exit(code)
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    """The DSN of the settings' database and the keys that seal its secrets; runs the embedded one where none is named."""
+    named = settings.database_url
+    place = embedded_postgres(settings.data_dir) if named is None else nullcontext(named.get_secret_value())
+    keys = [key.get_secret_value() for key in settings.encryption_keys] or development_keys(settings.data_dir)
+    with place as dsn:
+        yield dsn, keys
+
+
+@asynccontextmanager
+async def engine_at(dsn: str, *, migrated: bool = True) -> AsyncIterator[AsyncEngine]:
+    """An engine on a database that answers and, unless told otherwise, has its schema at head."""
+    engine = create_engine(dsn)
+    try:
+        await reach_database(engine, patience=10)
+        if migrated:
+            await check_schema(engine)
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+@main.command()
+@with_settings
+def serve(settings: Settings) -> None:
+    """Run the receiver until it is told to stop (SIGTERM, Ctrl-C)."""
+    logs.configure(settings.log_level, settings.log_format)
+    with database(settings) as (dsn, keys):
+        if settings.admin_api_key is None and settings.database_url is None:
+            asyncio.run(_first_key(dsn))
+        app = create_app(settings, dsn, keys)
+        try:
+            listener = listen(settings.host, settings.port)
+        except OSError as exc:
+            _leave(SettingsError(f"cannot listen on HOST {settings.host} PORT {settings.port}: {exc.strerror}"), 1)
+        with listener:
+            host, port = listener.getsockname()[:2]
+            _log.info("listening", extra={"host": host, "port": port, "roles": list(settings.roles)})
+            server = Server(app)
+            server.run(sockets=[listener])
+            if not server.started:
+                sys.exit(1)
+
+
+async def _first_key(dsn: str) -> None:
+    """In development: make a key with every scope where there is none yet, and show it once."""
+    engine = create_engine(dsn)
+    try:
+        await prepare_database(engine, auto_migrate=True)
+        if not any(key.revoked_at is None for key in await list_keys(engine)):
+            _, text = await create_key(engine, "development", list(Scope), now=utc_now())
+            say(f"API key for development, shown this once: {text}")
+    finally:
+        await engine.dispose()
+
+
+@main.command("migrate")
+@as_json_option
+@with_settings
+def migrate_schema(settings: Settings, *, as_json: bool) -> None:
+    """Bring the database schema to the version this program needs."""
+
+    async def work(dsn: str) -> tuple[str | None, str]:
+        async with engine_at(dsn, migrated=False) as engine:
+            return await migrate(engine)
+
+    with database(settings) as (dsn, _):
+        before, after = asyncio.run(work(dsn))
+    print_record({"before": before, "after": after}, as_json=as_json)
+
+
+@main.command()
+@click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="Products, one JSON object a line.")
+@click.option("--rate", default=1.0, show_default=True, type=click.FloatRange(0), help="Changes a second.")
+@click.option(
+    "--changes", default=0, show_default=True, type=click.IntRange(0), help="Stop changing after so many; 0: never."
+)
+@with_settings
+def demo(settings: Settings, catalog: Path | None, rate: float, changes: int) -> None:
+    """Show everything at work: Postgres, the receiver and a simulated Jasper, in one go, until Ctrl-C."""
+    try:
+        asyncio.run(_until_signal(run_demo(settings, DemoOptions(catalog, rate, changes), say, click.echo)))
+    except CatalogError as exc:
+        raise click.UsageError(str(exc)) from exc
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Do work that only a signal ends; being ended so is no failure."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@main.command("generate-key")
+def generate_encryption_key() -> None:
+    """Print a new key for ENCRYPTION_KEYS."""
+    click.echo(generate_key())
+
+
+@main.group()
+def keys() -> None:
+    """API keys of the services that read."""
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice([str(scope) for scope in Scope]))
+@with_settings
+def keys_create(settings: Settings, name: str, scopes: tuple[str, ...]) -> None:
+    """Make a key and print it; it cannot be shown again."""
+    with database(settings) as (dsn, _):
+        _, text = asyncio.run(
+            _on(dsn, lambda engine: create_key(engine, name, {Scope(s) for s in scopes}, now=utc_now()))
+        )
+    click.echo(text)
+    say(f"This is the only time that the key {name!r} is shown.")
+
+
+@keys.command("list")
+@as_json_option
+@with_settings
+def keys_list(settings: Settings, *, as_json: bool) -> None:
+    """List all keys, revoked ones included."""
+    with database(settings) as (dsn, _):
+        found = asyncio.run(_on(dsn, list_keys))
+    print_records(map(_key_record, found), as_json=as_json)
+
+
+@keys.command("revoke")
+@click.argument("name")
+@with_settings
+def keys_revoke(settings: Settings, name: str) -> None:
+    """Make a key worthless from now on."""
+    with database(settings) as (dsn, _):
+        asyncio.run(_on(dsn, lambda engine: revoke_key(engine, name, now=utc_now())))
+    say(f"The key {name!r} is refused from now on.")
+
+
+def _key_record(key: ApiKey) -> dict[str, object]:
+    return {
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "created_at": key.created_at.isoformat(),
+        "last_used_at": key.last_used_at and key.last_used_at.isoformat(),
+        "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+    }
+
+
+async def _on(dsn: str, work: Callable[[AsyncEngine], Coroutine[Any, Any, Any]]) -> Any:
+    async with engine_at(dsn) as engine:
+        return await work(engine)
+
+
+@main.group()
+def events() -> None:
+    """The feed of events."""
+
+
+@events.command("tail")
+@click.option("--after", type=click.IntRange(0), help="Begin behind this position; without it: with what comes next.")
+@click.option("--entity-type", "entity_types", multiple=True, type=click.Choice([str(one) for one in EntityType]))
+@click.option("--action", "actions", multiple=True, type=click.Choice([str(one) for one in Action]))
+@click.option("--follow/--no-follow", default=True, show_default=True, help="Go on waiting for events at the end.")
+@as_json_option
+@with_settings
+def events_tail(
+    settings: Settings,
+    after: int | None,
+    entity_types: tuple[str, ...],
+    actions: tuple[str, ...],
+    *,
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Print events as they come, until Ctrl-C."""
+    filters = Filters(entity_type=entity_types, action=actions)
+    with database(settings) as (dsn, _):
+        asyncio.run(_until_signal(_tail(dsn, filters, after, follow=follow, as_json=as_json)))
+
+
+async def _tail(dsn: str, filters: Filters, after: int | None, *, follow: bool, as_json: bool) -> None:
+    poll, page_size = 2.0, 200
+    async with engine_at(dsn) as engine, Wakeup(dsn) as wakeup:
+        while True:
+            generation = wakeup.generation
+            async with reading(engine) as connection:
+                if after is None:
+                    after = await queries.head(connection)
+                page = await queries.page(connection, filters, after=after, limit=page_size)
+            for event in page.events:
+                click.echo(msgspec.json.encode(event) if as_json else _event_line(event))
+            after = page.after
+            if not page.has_more:
+                if not follow:
+                    return
+                await wakeup.wait(generation, timeout=poll)
+
+
+def _event_line(event: Any) -> str:
+    changed = ", ".join(event.changed)
+    return (
+        f"{event.sequence:>8}  {event.received_at:%H:%M:%S}  {event.type:<24} {event.entity_id:<16} {changed}".rstrip()
+    )
+
+
+@main.command("status")
+@as_json_option
+@with_settings
+def show_status(settings: Settings, *, as_json: bool) -> None:
+    """Tell what is registered, where the feed stands, and what needs a hand."""
+
+    async def work(dsn: str, encryption_keys: list[str]) -> Status:
+        async with engine_at(dsn) as engine:
+            return await look(engine, RegistrationStore(engine, Sealer(encryption_keys)))
+
+    with database(settings) as (dsn, encryption_keys):
+        found = asyncio.run(work(dsn, encryption_keys))
+    registrations = [describe(registration, utc_now()) for registration in found.registrations]
+    counts = {name: getattr(found, name) for name in ("schema", "feed_position", "quarantined", "unproven")}
+    if as_json:
+        print_record({"jasper": settings.jasper_api_url, **counts, "registrations": registrations}, as_json=True)
+        return
+    print_record({"jasper": settings.jasper_api_url or "not set: nothing is registered", **counts}, as_json=False)
+    for registration in registrations:
+        click.echo()
+        print_record(registration, as_json=False)
+
+
+@main.command()
+@click.argument("entity_types", nargs=-1, type=click.Choice([str(entity_type) for entity_type in EntityType]))
+@as_json_option
+@with_settings
+def register(settings: Settings, entity_types: tuple[str, ...], *, as_json: bool) -> None:
+    """Bring the webhooks at Jasper in order now: all that the settings name, or those given."""
+    types = [EntityType(name) for name in entity_types or settings.jasper_webhook_entity_types]
+    _change_webhooks(settings, types, Registrar.register, as_json=as_json)
+
+
+@main.command("rotate-secret")
+@click.argument("entity_type", type=click.Choice([str(entity_type) for entity_type in EntityType]))
+@as_json_option
+@with_settings
+def rotate_secret(settings: Settings, entity_type: str, *, as_json: bool) -> None:
+    """Replace a webhook by one with a new secret; the old secret is accepted until Jasper's last retry with it."""
+    _change_webhooks(settings, [EntityType(entity_type)], Registrar.rotate, as_json=as_json)
+
+
+def _change_webhooks(
+    settings: Settings,
+    entity_types: list[EntityType],
+    change: Callable[[Registrar, EntityType], Coroutine[Any, Any, Outcome]],
+    *,
+    as_json: bool,
+) -> None:
+    async def work(dsn: str, encryption_keys: list[str]) -> list[dict[str, object]]:
+        async with engine_at(dsn) as engine, open_http(settings) as http:
+            registrar = Registrar(settings, engine=engine, sealer=Sealer(encryption_keys), http=http)
+            return [asdict(await change(registrar, entity_type)) for entity_type in entity_types]
+
+    with database(settings) as (dsn, encryption_keys):
+        outcomes = asyncio.run(work(dsn, encryption_keys))
+    print_records(outcomes, as_json=as_json)
+    if any(outcome["problem"] for outcome in outcomes):
+        sys.exit(1)
+
+
+main.add_command(simulate)
+
+
+if __name__ == "__main__":
+    main()

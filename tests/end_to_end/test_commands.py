@@ -1,0 +1,109 @@
+"""The console command as an operator uses it: what it prints where, and how it exits."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.sealing import generate_key
+
+ROOT = Path(__file__).parents[2]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(database: str, tmp_path: Path) -> Command:
+    """Runs `jasper-receiver` on the test's own database, with nothing else in the environment."""
+    given = {"DATABASE_URL": database, "ENCRYPTION_KEYS": generate_key(), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "app.cli.commands", *arguments],
+            cwd=tmp_path,
+            env={name: value for name, value in (given | environment).items() if value},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_keys_are_made_listed_and_revoked(command: Command) -> None:
+    made = command("keys", "create", "search", "--scope", "read", "--scope", "write")
+    assert made.returncode == 0
+    assert made.stdout.startswith("jr_")
+    assert made.stdout.strip() not in made.stderr
+
+    [listed] = [json.loads(line) for line in command("keys", "list", "--json").stdout.splitlines()]
+    assert (listed["name"], listed["scopes"], listed["revoked_at"]) == ("search", ["read", "write"], None)
+
+    again = command("keys", "create", "search", "--scope", "read")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "revoke it first" in again.stderr
+
+    assert command("keys", "revoke", "search").returncode == 0
+    assert command("keys", "revoke", "search").returncode == 1
+
+
+def test_every_wrong_setting_is_named_at_once_and_nothing_is_started(command: Command) -> None:
+    failed = command("serve", PORT="http", ROLES="cook", JASPER_API_TOKEN="t", ENCRYPTION_KEYS="x")
+    assert failed.returncode == 2
+    for name in ("PORT", "ROLES", "JASPER_API_URL", "ENCRYPTION_KEYS"):
+        assert name in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_database_that_is_not_there_is_said_in_words(command: Command) -> None:
+    failed = command("status", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert failed.returncode == 1
+    assert "DATABASE_URL" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_status_tells_where_things_stand(command: Command) -> None:
+    status = json.loads(command("status", "--json").stdout)
+    assert status == {
+        "jasper": None, "schema": "0001", "feed_position": 0, "quarantined": 0, "unproven": 0, "registrations": []
+    }  # fmt: skip
+    assert "nothing is registered" in command("status").stdout
+
+
+def test_the_feed_can_be_printed(command: Command) -> None:
+    printed = command("events", "tail", "--after", "0", "--no-follow", "--json")
+    assert (printed.returncode, printed.stdout) == (0, "")
+
+
+def test_migrate_says_what_it_did(command: Command) -> None:
+    assert json.loads(command("migrate", "--json").stdout) == {"before": "0001", "after": "0001"}
+
+
+def test_registering_without_a_jasper_says_which_settings_are_missing(command: Command) -> None:
+    failed = command("register")
+    assert failed.returncode == 1
+    assert "JASPER_API_URL" in failed.stderr
+
+
+def test_a_wrong_call_exits_with_2(command: Command) -> None:
+    assert command("keys", "create", "x", "--scope", "everything").returncode == 2
+    assert command("nonsense").returncode == 2
+
+
+def test_a_secret_may_come_from_a_file(command: Command, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(generate_key() + "\n")
+    assert command("status", ENCRYPTION_KEYS="", ENCRYPTION_KEYS_FILE=str(key)).returncode == 0
+    missing = command("status", ENCRYPTION_KEYS="", ENCRYPTION_KEYS_FILE=str(tmp_path / "none"))
+    assert missing.returncode == 2
+    assert "ENCRYPTION_KEYS_FILE" in missing.stderr
+
+
+def test_a_new_key_can_be_made_without_any_settings(command: Command) -> None:
+    made = command("generate-key", DATABASE_URL="", ENCRYPTION_KEYS="")
+    assert made.returncode == 0
+    assert command("status", ENCRYPTION_KEYS=made.stdout.strip()).returncode == 0

@@ -1,0 +1,60 @@
+"""What the docs say is so: every setting and command is there, with its default and its sentence."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from app.cli.commands import main
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def shown(default: object) -> str:
+    match default:
+        case None | ():
+            return "unset"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case tuple():
+            return f"`{','.join(map(str, default))}`"
+        case _:
+            return f"`{default}`"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented_with_its_default(name: str) -> None:
+    field = Settings.model_fields[name]
+    line = f"| `{name.upper()}` | {shown(field.default)} | {field.description} |"
+    assert line in (ROOT / "docs/settings.md").read_text().splitlines()
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    documented = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    assert documented == [name.upper() for name in Settings.model_fields]
+
+
+def commands(group: click.Group, prefix: str = "") -> list[str]:
+    found = []
+    for name, command in group.commands.items():
+        found += commands(command, f"{prefix}{name} ") if isinstance(command, click.Group) else [f"{prefix}{name}"]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(main))
+def test_every_command_is_documented_and_has_a_sentence_of_help(command: str) -> None:
+    assert f"`{command}" in (ROOT / "docs/commands.md").read_text()
+    found: click.Command = main
+    for name in command.split():
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    assert (found.help or "").strip().endswith(".") or "\n" in (found.help or "")
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], key=str), ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
