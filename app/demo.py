@@ -61,6 +61,7 @@ async def run_demo(settings: Settings, options: DemoOptions, say: Say, show: Say
         time_resolution="microsecond",
         time_scale=0.01,
         concurrency=32,
+        overlap=False,  # so that nothing on the screen is stale
     )
     say("starting Postgres and a simulated Jasper …")
     with _only_one(directory), embedded_postgres(directory) as dsn:

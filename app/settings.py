@@ -115,7 +115,9 @@ class Settings(BaseSettings):
     )
     event_retention_days: int = Field(0, ge=0, description="0: for ever. Checked, but nothing is removed yet")
     delivery_retention_days: int = Field(30, ge=0, description="0: for ever. Checked, but nothing is removed yet")
-    reconcile_interval: int = Field(0, ge=0, description="Seconds between reconciliations; 0: only when asked. Checked, but there are none yet")
+    reconcile_interval: int = Field(
+        0, ge=0, description="Seconds between reconciliations; 0: only when asked. There are none yet"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe level that is logged"
     )

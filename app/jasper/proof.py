@@ -10,18 +10,21 @@ or an HMAC made with it. So every place is tried, unless the operator pinned one
 import base64
 import binascii
 import hmac
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 from app.domain import jsontext
 from app.domain.jsontext import NotJsonError
 from app.domain.values import Headers
+from app.jasper.redact import redact_text
 
 _BEARER = "bearer "
 _SHA256_HEX = 64
 _SHA256_BASE64 = (43, 44)  # without and with padding
+_LONGEST_PLACE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,17 @@ def carries_headers(headers: Headers, required: Mapping[str, str]) -> bool:
 
 
 def prove(headers: Headers, body: bytes, secrets: Sequence[str], location: Location) -> str | None:
-    """The place at which one of `secrets` is proven, as `header:NAME`, `body:/pointer` or `hmac-sha256:HEADER`; or None."""
+    """The place at which one of `secrets` is proven, as `header:NAME`, `body:/pointer` or `hmac-sha256:HEADER`; or None.
+
+    An empty secret proves nothing. The place is fit to be stored and shown, whatever the names in the body are.
+    """
+    secrets = [secret for secret in secrets if secret]
     tries = {"header": _in_headers, "hmac-sha256": _in_signatures, "body": _in_body}
     for kind, look in tries.items():
         if location.kind in {"auto", kind}:
             place = look(headers, body, secrets, location.name)
             if place is not None:
-                return place
+                return redact_text(jsontext.storable(place), secrets)[:_LONGEST_PLACE]
     return None
 
 
@@ -76,7 +83,7 @@ def _in_headers(headers: Headers, _body: bytes, secrets: Sequence[str], only: st
 
 def _in_signatures(headers: Headers, body: bytes, secrets: Sequence[str], only: str) -> str | None:
     given = [(name, signature) for name, value in headers if only in {"", name} and (signature := _signature(value))]
-    expected = [hmac.digest(secret.encode(), body, sha256) for secret in secrets] if given else []
+    expected = [hmac.digest(_bytes(secret), body, sha256) for secret in secrets] if given else []
     for name, signature in given:
         if sum(hmac.compare_digest(signature, digest) for digest in expected):
             return f"hmac-sha256:{name}"
@@ -84,12 +91,11 @@ def _in_signatures(headers: Headers, body: bytes, secrets: Sequence[str], only: 
 
 
 def _in_body(_headers: Headers, body: bytes, secrets: Sequence[str], only: str) -> str | None:
-    try:
-        for pointer, value in _string_at(body, only) if only else _strings_in_top_levels(body):
-            if sum(_same(value, secret) for secret in secrets):
-                return f"body:{pointer}"
-    except NotJsonError:
-        pass
+    lengths = {len(secret) for secret in secrets}
+    for pointer, value in _string_at(body, only) if only else _strings_in_top_levels(body):
+        # A comparison of unequal lengths hides nothing, and a hostile body may hold a million strings.
+        if len(value) in lengths and sum(_same(value, secret) for secret in secrets):
+            return f"body:{pointer}"
     return None
 
 
@@ -100,7 +106,11 @@ def _is_secret(value: str, secrets: Sequence[str]) -> bool:
 
 
 def _same(given: str, secret: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass"))
+    return hmac.compare_digest(_bytes(given), _bytes(secret))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _signature(value: str) -> bytes | None:
@@ -122,16 +132,42 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def _strings_in_top_levels(body: bytes) -> Iterator[tuple[str, str]]:
-    """Every string within the two top levels of a JSON body, with its pointer."""
-    for pointer, value in jsontext.children("", jsontext.document(body)):
-        if jsontext.kind(value) == "string":
-            yield pointer, jsontext.string(value)
-        for inner_pointer, inner in jsontext.children(pointer, value):
-            if jsontext.kind(inner) == "string":
-                yield inner_pointer, jsontext.string(inner)
+    """Every string within the two top levels of a JSON body, with its pointer.
+
+    The body comes from anyone, so it is parsed once, in C, and as leniently as JSON can be: a repeated name or a `NaN`
+    makes a body unreadable, which is judged later, but not the caller a stranger.
+    """
+    try:
+        root = _lenient.decode(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return
+    for name, value in _inside(root):
+        pointer = jsontext.append_to_pointer("", name)
+        if isinstance(value, str):
+            yield pointer, value
+        for inner_name, inner in _inside(value):
+            if isinstance(inner, str):
+                yield jsontext.append_to_pointer(pointer, inner_name), inner
+
+
+# Objects become tuples of their members, repeated ones included; numbers are not converted, as int() refuses very long ones.
+_lenient = json.JSONDecoder(object_pairs_hook=tuple, parse_int=len, parse_float=len)
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+    """What is one level under a value: members by name, elements by index, nothing under a scalar."""
+    if isinstance(value, tuple):
+        yield from value
+    elif isinstance(value, list):
+        for index, element in enumerate(value):
+            yield str(index), element
 
 
 def _string_at(body: bytes, pointer: str) -> Iterator[tuple[str, str]]:
-    value = jsontext.resolve(jsontext.document(body), pointer)
-    if value is not None and jsontext.kind(value) == "string":
-        yield pointer, jsontext.string(value)
+    """The string at a pinned place of a JSON body, if there is one."""
+    try:
+        value = jsontext.resolve(jsontext.document(body), pointer)
+        if value is not None and jsontext.kind(value) == "string":
+            yield pointer, jsontext.string(value)
+    except NotJsonError:
+        return

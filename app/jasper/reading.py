@@ -186,7 +186,9 @@ def _wrapped(entity_type: EntityType, level: _Level) -> _Level | None:
     is_entity = not _states_action(level) and _own_id(entity_type, level) is not None
     inside: list[_Level] = []
     for name in wire.wrappers(entity_type):
-        text = level.members.get(name, JsonText(b"null"))
+        text = level.members.get(name)
+        if text is None:
+            continue
         if jsontext.kind(text) == "object" or (jsontext.kind(text) == "array" and not is_entity):
             inner = _level(level.at(name), text)
             if gives_id or _own_id(entity_type, inner) or _holds_entity(entity_type, inner):

@@ -1,15 +1,14 @@
 """Blanks secrets in headers and bodies before anything is kept or read. Pure.
 
 The secret travels at a place nobody documented, so it is blanked wherever it stands: in every header, and in every string
-of a JSON body, escaped or not. What is not a secret stays as it came, byte for byte.
+of a JSON body, however it is escaped. What is not a secret stays as it came, byte for byte.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
-from app.domain import jsontext
-from app.domain.jsontext import NotJsonError
-from app.domain.values import Headers, JsonText
+from app.domain.values import Headers
 
 BLANK = "[redacted]"
 
@@ -17,46 +16,99 @@ _ALWAYS = {"authorization", "proxy-authorization", "cookie"}
 _SHORTEST_PART = 12
 """A secret shorter than this is blanked only where it is a whole value: inside other text it may be there by chance."""
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BEARER = "bearer "
+_BOM = b"\xef\xbb\xbf"
+_SHORT_ESCAPES = {'"': rb"\"", "\\": rb"\\", "/": rb"\/", "\b": rb"\b", "\f": rb"\f", "\n": rb"\n", "\r": rb"\r", "\t": rb"\t"}
 
 
 def redact_headers(
     headers: Headers, secrets: Sequence[str], required: Sequence[Mapping[str, str]], proof_header: str | None = None
 ) -> Headers:
-    """Headers with the secrets, the values of the required headers and the one that carried the proof blanked."""
+    """Headers with the secrets, the values of the required headers and the one that carried the proof blanked.
+
+    A required value is often an ordinary word, so elsewhere it is blanked only where it is long.
+    """
     blanked = _ALWAYS | {name.lower() for names in required for name in names}
     if proof_header is not None:
         blanked.add(proof_header)
-    values = {*secrets, *(value for names in required for value in names.values())}
-    return tuple((name, BLANK if name in blanked else _blank(value, values)) for name, value in headers)
+    required_values = {value for names in required for value in names.values() if len(value) >= _SHORTEST_PART}
+    values = {*secrets, *required_values}
+    return tuple((name, BLANK if name in blanked else redact_text(value, values)) for name, value in headers)
+
+
+def redact_text(value: str, secrets: Collection[str]) -> str:
+    """A text with the secrets blanked: wholly where it is one, else each part of it that is a long one."""
+    bare = value[len(_BEARER) :].strip() if value[: len(_BEARER)].lower() == _BEARER else value
+    if any(secret in {value, bare} for secret in secrets if secret):
+        return BLANK
+    for secret in _parts(secrets):
+        value = value.replace(secret, BLANK)
+    return value
 
 
 def redact_body(body: bytes, secrets: Sequence[str]) -> bytes:
-    """The body with the secrets blanked; the very same bytes where none stands in it."""
-    raw = [secret.encode() for secret in secrets]
-    # Where no string is escaped, a secret can only stand there as it is.
-    if b"\\" not in body and not any(secret in body for secret in raw):
+    """The body with the secrets blanked; the very same bytes where none stands in it. JSON stays JSON."""
+    wanted = tuple(sorted({secret for secret in secrets if secret}, key=len, reverse=True))
+    raw = [secret.encode("utf-8", "surrogatepass") for secret in wanted]
+    if not wanted or (not any(secret in body for secret in raw) and not _escapes(wanted).search(body)):
         return body
-    if body.lstrip()[:1] in {b"{", b"[", b'"'}:
-        return _STRING.sub(lambda match: _redact_string(match.group(), secrets), body)
-    for secret in raw:
+    if body.removeprefix(_BOM).lstrip()[:1] in {b"{", b"[", b'"'}:
+        return _spellings(wanted).sub(_blanked, body)
+    for secret in raw:  # no JSON: nothing is escaped, and nothing says where a value ends
         body = body.replace(secret, BLANK.encode())
     return body
 
 
-def _redact_string(quoted: bytes, secrets: Sequence[str]) -> bytes:
-    try:
-        value = jsontext.string(JsonText(quoted)) if b"\\" in quoted else quoted[1:-1].decode()
-    except (NotJsonError, UnicodeDecodeError):
-        return quoted
-    blanked = _blank(value, secrets)
-    return quoted if blanked == value else jsontext.quote(blanked)
+def _parts(secrets: Collection[str]) -> list[str]:
+    """The secrets that are blanked inside other text, too: longest first, as one may begin with another."""
+    return sorted((secret for secret in secrets if len(secret) >= _SHORTEST_PART), key=len, reverse=True)
 
 
-def _blank(value: str, secrets: Collection[str]) -> str:
-    if any(value in {secret, f"Bearer {secret}"} for secret in secrets):
-        return BLANK
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_PART:
-            value = value.replace(secret, BLANK)
-    return value
+@lru_cache(maxsize=16)
+def _escapes(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Finds the escapes without which no secret can stand in a JSON string other than as it is."""
+    spellings = {escape for secret in secrets for char in secret for escape in _escaped(char)}
+    return re.compile(b"|".join(sorted(spellings)))
+
+
+@lru_cache(maxsize=16)
+def _spellings(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Finds each secret in JSON text: as a whole string, as a part of one, in whatever mixture of escapes.
+
+    A pair of escapes that begins no secret is stepped over, so that `\\\\u0041` is not taken for an escaped backslash
+    and an `A`.
+    """
+    bearer = b"(?:%b%b*)?" % (b"".join(_spelled(char, char.upper()) for char in _BEARER), _spelled(" "))
+    spelled = {secret: b"".join(map(_spelled, secret)) for secret in secrets}
+    whole = b'"%b(?:%b)"' % (bearer, b"|".join(spelled.values()))
+    # Digits alone may be part of a number, where a blank would be no JSON.
+    parts = [spelled[secret] for secret in _parts(secrets) if not secret.isdecimal()]
+    return re.compile(b"|".join([b"(?P<whole>%b)" % whole, *(b"(?P<part>%b)" % b"|".join(parts) for _ in parts[:1]), rb"\\."]))
+
+
+def _blanked(found: re.Match[bytes]) -> bytes:
+    match found.lastgroup:
+        case "whole":
+            return b'"%b"' % BLANK.encode()
+        case "part":
+            return BLANK.encode()
+        case _:
+            return found.group()
+
+
+def _spelled(*chars: str) -> bytes:
+    """A pattern for one of the characters in every spelling that JSON has for it."""
+    raw = (re.escape(char.encode("utf-8", "surrogatepass")) for char in chars)
+    return b"(?:%b)" % b"|".join([*(escape for char in chars for escape in _escaped(char)), *raw])
+
+
+def _escaped(char: str) -> list[bytes]:
+    """Patterns for the escapes of a character: `\\u`, and the short one where there is one."""
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    digits = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in units)
+    # Each unit is four digits, of which a letter takes four characters in the pattern.
+    pairs = re.findall(r"(?:\[..\]|.){4}", digits)
+    spellings = ["".join(rf"\\u{unit}" for unit in pairs).encode()]
+    if char in _SHORT_ESCAPES:
+        spellings.append(re.escape(_SHORT_ESCAPES[char]))
+    return spellings

@@ -6,6 +6,7 @@ JASPER_PAYLOAD_MAPPING; nothing here is ever trusted to decide identity.
 """
 
 import re
+from functools import cache
 
 from app.domain.values import Action, EntityType
 
@@ -119,17 +120,20 @@ DELETION_TIME_NAMES = ("deleted_at", "deletedAt")
 _WRAPPERS = ("data", "entity", "payload", "resource", "object", "record", "item", "body")
 
 
+@cache
 def wrappers(entity_type: EntityType) -> tuple[str, ...]:
     """Members that may hold the entity, the most telling first."""
     return (*own_names(entity_type), *_WRAPPERS)
 
 
+@cache
 def reference_names(entity_type: EntityType) -> tuple[str, ...]:
     """Members of an envelope that can only be the entity's id."""
     own = (f"{name}{suffix}" for name in own_names(entity_type) for suffix in ("_id", "Id"))
     return (*own, "entity_id", "entityId", "resource_id", "resourceId", "object_id", "objectId")
 
 
+@cache
 def own_names(entity_type: EntityType) -> tuple[str, ...]:
     """The entity type as the name of a member."""
     if entity_type is EntityType.CONCRETE_ENTITY:
@@ -137,6 +141,7 @@ def own_names(entity_type: EntityType) -> tuple[str, ...]:
     return (entity_type.value,)
 
 
+@cache
 def says_nothing(entity_type: EntityType) -> frozenset[str]:
     """Members that tell which entity, when and by whom, but nothing of the entity itself: alone they are no data."""
     return frozenset(

@@ -18,7 +18,12 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def command(database: str, tmp_path: Path) -> Command:
     """Runs `jasper-receiver` on the test's own database, with nothing else in the environment."""
-    given = {"DATABASE_URL": database, "ENCRYPTION_KEYS": generate_key(), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    given = {
+        "DATABASE_URL": database,
+        "ENCRYPTION_KEYS": generate_key(),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+    }
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,6 +1,5 @@
 """The callback endpoint over real HTTP: every answer of the contract's table, and what is kept of each."""
 
-import asyncio
 import base64
 import gzip
 import hmac

@@ -71,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def data_dir(empty_data_dir: Path, cluster: Path) -> Path:
     """A data directory that has been used before."""
     (empty_data_dir / "postgres").mkdir(mode=0o711)
-    subprocess.run(["/bin/cp", "-a", cluster, empty_data_dir / "postgres"], check=True)  # noqa: S603 (our own files)
+    subprocess.run(["/bin/cp", "-a", cluster, empty_data_dir / "postgres"], check=True)
     return empty_data_dir
 
 
@@ -132,7 +132,7 @@ def socket_directory(dsn: str) -> Path:
 @contextmanager
 def another_process(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that uses the server until its input ends, and is killed at the end of the block."""
-    with subprocess.Popen(  # noqa: S603 (our own program)
+    with subprocess.Popen(
         [sys.executable, "-c", USER_OF_THE_SERVER, str(data_dir)],
         cwd=ROOT,
         stdin=subprocess.PIPE,

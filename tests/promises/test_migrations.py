@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-
-import pytest
 
 from app.db.engine import create_engine
 from app.db.migrate import alembic_config, check_schema, migrate
@@ -40,7 +39,9 @@ async def test_up_down_and_up_again(empty_database: str) -> None:
     assert before is None
     async with engine.begin() as connection:
         await connection.run_sync(run(command.downgrade, "base"))
-        left = await connection.execute(text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"))
+        left = await connection.execute(
+            text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+        )
         assert {name for (name,) in left} <= {"alembic_version", "alembic_version_pkc"}
     assert await migrate(engine) == (None, head)
     assert await migrate(engine) == (head, head)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_it_says_where_it_is_serves_and_ends_cleanly(tmp_path: Path, end: signal.Signals) -> None:
     file = tmp_path / "catalog.jsonl"
     file.write_text('{"id": 7, "name": "Seven"}\n')
-    process = subprocess.Popen(  # noqa: S603 # our own command
+    process = subprocess.Popen(  # our own command
         [*COMMAND, "--port", "0", "--catalog", str(file), "--token", "t"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
