@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import health, openapi, problems
-from app.bootstrap import keep_registered, prepare_database
+from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
 from app.deliveries import router as deliveries
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> FastAPI:
-    """The application on the database at `dsn`; secrets there are sealed with `encryption_keys`."""
+    """The application on the database at `dsn`, whose schema is at head; secrets there are sealed with `encryption_keys`."""
     with_api = "api" in settings.roles
     with_callbacks = "callbacks" in settings.roles
 
@@ -48,7 +48,6 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         async with AsyncExitStack() as held:
             engine = create_engine(dsn)
             held.push_async_callback(engine.dispose)
-            await prepare_database(engine, auto_migrate=settings.auto_migrate)
             sealer = Sealer(encryption_keys)
             jasper = await held.enter_async_context(open_http(settings))
             registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper)

@@ -113,8 +113,7 @@ def serve(settings: Settings) -> None:
     """Run the receiver until it is told to stop (SIGTERM, Ctrl-C)."""
     logs.configure(settings.log_level, settings.log_format)
     with database(settings) as (dsn, keys):
-        if settings.admin_api_key is None and settings.database_url is None:
-            asyncio.run(_first_key(dsn))
+        asyncio.run(_prepare(settings, dsn))
         app = create_app(settings, dsn, keys)
         try:
             listener = listen(settings.host, settings.port)
@@ -129,12 +128,13 @@ def serve(settings: Settings) -> None:
                 sys.exit(1)
 
 
-async def _first_key(dsn: str) -> None:
-    """In development: make a key with every scope where there is none yet, and show it once."""
+async def _prepare(settings: Settings, dsn: str) -> None:
+    """Bring the database in order; in development also make a key where there is none yet, and show it once."""
     engine = create_engine(dsn)
     try:
-        await prepare_database(engine, auto_migrate=True)
-        if not any(key.revoked_at is None for key in await list_keys(engine)):
+        await prepare_database(engine, auto_migrate=settings.auto_migrate)
+        is_development = settings.database_url is None and settings.admin_api_key is None
+        if is_development and not any(key.revoked_at is None for key in await list_keys(engine)):
             _, text = await create_key(engine, "development", list(Scope), now=utc_now())
             say(f"API key for development, shown this once: {text}")
     finally:

@@ -11,13 +11,13 @@ import base64
 import binascii
 import hmac
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from hashlib import sha256
 from typing import Any, Literal
 
 from app.domain import jsontext
-from app.domain.jsontext import NotJsonError
 from app.domain.values import Headers
 from app.jasper.redact import redact_text
 
@@ -92,10 +92,10 @@ def _in_signatures(headers: Headers, body: bytes, secrets: Sequence[str], only: 
 
 def _in_body(_headers: Headers, body: bytes, secrets: Sequence[str], only: str) -> str | None:
     lengths = {len(secret) for secret in secrets}
-    for pointer, value in _string_at(body, only) if only else _strings_in_top_levels(body):
+    for steps, value in _strings_at(body, only) if only else _strings_in_top_levels(body):
         # A comparison of unequal lengths hides nothing, and a hostile body may hold a million strings.
         if len(value) in lengths and sum(_same(value, secret) for secret in secrets):
-            return f"body:{pointer}"
+            return f"body:{reduce(jsontext.append_to_pointer, map(str, steps), '')}"
     return None
 
 
@@ -131,43 +131,47 @@ def _signature(value: str) -> bytes | None:
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
-def _strings_in_top_levels(body: bytes) -> Iterator[tuple[str, str]]:
-    """Every string within the two top levels of a JSON body, with its pointer.
+_Steps = tuple[Any, ...]
+"""Names and indices that lead to a value."""
 
-    The body comes from anyone, so it is parsed once, in C, and as leniently as JSON can be: a repeated name or a `NaN`
-    makes a body unreadable, which is judged later, but not the caller a stranger.
-    """
-    try:
-        root = _lenient.decode(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return
-    for name, value in _inside(root):
-        pointer = jsontext.append_to_pointer("", name)
+
+def _strings_in_top_levels(body: bytes) -> Iterator[tuple[_Steps, str]]:
+    """Every string within the two top levels of a JSON body."""
+    for name, value in _inside(_parsed(body)):
         if isinstance(value, str):
-            yield pointer, value
+            yield (name,), value
         for inner_name, inner in _inside(value):
             if isinstance(inner, str):
-                yield jsontext.append_to_pointer(pointer, inner_name), inner
+                yield (name, inner_name), inner
+
+
+def _strings_at(body: bytes, pointer: str) -> Iterator[tuple[_Steps, str]]:
+    """The string at a JSON Pointer; several where a name is repeated."""
+    steps = tuple(step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:])
+    values = [_parsed(body)]
+    for step in steps:
+        values = [inner for value in values for name, inner in _inside(value) if str(name) == step]
+    yield from ((steps, value) for value in values if isinstance(value, str))
+
+
+def _parsed(body: bytes) -> Any:
+    """The body as JSON; None if it is none.
+
+    It comes from anyone, so it is parsed once, in C, and as leniently as JSON can be: a repeated name or a `NaN` makes a
+    body unreadable, which is judged later, but not the caller a stranger.
+    """
+    try:
+        return _lenient.decode(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
 
 
 # Objects become tuples of their members, repeated ones included; numbers are not converted, as int() refuses very long ones.
 _lenient = json.JSONDecoder(object_pairs_hook=tuple, parse_int=len, parse_float=len)
 
 
-def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+def _inside(value: Any) -> Iterable[tuple[Any, Any]]:
     """What is one level under a value: members by name, elements by index, nothing under a scalar."""
     if isinstance(value, tuple):
-        yield from value
-    elif isinstance(value, list):
-        for index, element in enumerate(value):
-            yield str(index), element
-
-
-def _string_at(body: bytes, pointer: str) -> Iterator[tuple[str, str]]:
-    """The string at a pinned place of a JSON body, if there is one."""
-    try:
-        value = jsontext.resolve(jsontext.document(body), pointer)
-        if value is not None and jsontext.kind(value) == "string":
-            yield pointer, jsontext.string(value)
-    except NotJsonError:
-        return
+        return value
+    return enumerate(value) if isinstance(value, list) else ()

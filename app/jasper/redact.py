@@ -18,7 +18,16 @@ _SHORTEST_PART = 12
 
 _BEARER = "bearer "
 _BOM = b"\xef\xbb\xbf"
-_SHORT_ESCAPES = {'"': rb"\"", "\\": rb"\\", "/": rb"\/", "\b": rb"\b", "\f": rb"\f", "\n": rb"\n", "\r": rb"\r", "\t": rb"\t"}
+_SHORT_ESCAPES = {
+    '"': rb"\"",
+    "\\": rb"\\",
+    "/": rb"\/",
+    "\b": rb"\b",
+    "\f": rb"\f",
+    "\n": rb"\n",
+    "\r": rb"\r",
+    "\t": rb"\t",
+}
 
 
 def redact_headers(
@@ -50,7 +59,9 @@ def redact_body(body: bytes, secrets: Sequence[str]) -> bytes:
     """The body with the secrets blanked; the very same bytes where none stands in it. JSON stays JSON."""
     wanted = tuple(sorted({secret for secret in secrets if secret}, key=len, reverse=True))
     raw = [secret.encode("utf-8", "surrogatepass") for secret in wanted]
-    if not wanted or (not any(secret in body for secret in raw) and not _escapes(wanted).search(body)):
+    # The slash is the one escape that ordinary bodies are full of.
+    unescaped = body.replace(rb"\/", b"/")
+    if not wanted or (not any(secret in unescaped for secret in raw) and not _escapes(wanted).search(body)):
         return body
     if body.removeprefix(_BOM).lstrip()[:1] in {b"{", b"[", b'"'}:
         return _spellings(wanted).sub(_blanked, body)
@@ -66,24 +77,23 @@ def _parts(secrets: Collection[str]) -> list[str]:
 
 @lru_cache(maxsize=16)
 def _escapes(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Finds the escapes without which no secret can stand in a JSON string other than as it is."""
-    spellings = {escape for secret in secrets for char in secret for escape in _escaped(char)}
-    return re.compile(b"|".join(sorted(spellings)))
+    """Finds the escapes, but for that of the slash, without which no secret can stand in a JSON string but as it is."""
+    escapes = {escape for char in set("".join(secrets)) for escape in _escaped(char)} - {re.escape(_SHORT_ESCAPES["/"])}
+    return re.compile(b"|".join(sorted(escapes)))
 
 
 @lru_cache(maxsize=16)
 def _spellings(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Finds each secret in JSON text: as a whole string, as a part of one, in whatever mixture of escapes.
+    r"""Finds each secret in JSON text: as a whole string, as a part of one, in whatever mixture of escapes.
 
-    A pair of escapes that begins no secret is stepped over, so that `\\\\u0041` is not taken for an escaped backslash
-    and an `A`.
+    A pair that begins no secret is stepped over, so that `\\u0041` is not taken for a backslash and an escaped `A`.
     """
-    bearer = b"(?:%b%b*)?" % (b"".join(_spelled(char, char.upper()) for char in _BEARER), _spelled(" "))
-    spelled = {secret: b"".join(map(_spelled, secret)) for secret in secrets}
-    whole = b'"%b(?:%b)"' % (bearer, b"|".join(spelled.values()))
+    spelled = {secret: b"".join(_spelled(char) for char in secret) for secret in secrets}
+    bearer = b"".join(_spelled(char, char.upper()) for char in _BEARER)
+    whole = b'(?P<whole>"(?:%b *)?(?:%b)")' % (bearer, b"|".join(spelled.values()))
     # Digits alone may be part of a number, where a blank would be no JSON.
-    parts = [spelled[secret] for secret in _parts(secrets) if not secret.isdecimal()]
-    return re.compile(b"|".join([b"(?P<whole>%b)" % whole, *(b"(?P<part>%b)" % b"|".join(parts) for _ in parts[:1]), rb"\\."]))
+    parts = b"|".join(spelled[secret] for secret in _parts(secrets) if not secret.isdecimal())
+    return re.compile(b"|".join([whole, rb"(?P<part>%b)" % parts, rb"\\."] if parts else [whole, rb"\\."]))
 
 
 def _blanked(found: re.Match[bytes]) -> bytes:
@@ -98,17 +108,12 @@ def _blanked(found: re.Match[bytes]) -> bytes:
 
 def _spelled(*chars: str) -> bytes:
     """A pattern for one of the characters in every spelling that JSON has for it."""
-    raw = (re.escape(char.encode("utf-8", "surrogatepass")) for char in chars)
+    raw = [re.escape(char.encode("utf-8", "surrogatepass")) for char in chars]
     return b"(?:%b)" % b"|".join([*(escape for char in chars for escape in _escaped(char)), *raw])
 
 
 def _escaped(char: str) -> list[bytes]:
-    """Patterns for the escapes of a character: `\\u`, and the short one where there is one."""
-    units = char.encode("utf-16-be", "surrogatepass").hex()
-    digits = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in units)
-    # Each unit is four digits, of which a letter takes four characters in the pattern.
-    pairs = re.findall(r"(?:\[..\]|.){4}", digits)
-    spellings = ["".join(rf"\\u{unit}" for unit in pairs).encode()]
-    if char in _SHORT_ESCAPES:
-        spellings.append(re.escape(_SHORT_ESCAPES[char]))
-    return spellings
+    r"""Patterns for the escapes of a character: `\u` with hexadecimal digits in either case, and the short one if any."""
+    units = char.encode("utf-16-be", "surrogatepass")
+    long = b"".join(rb"\\u(?i:%02x%02x)" % pair for pair in zip(units[::2], units[1::2], strict=True))
+    return [long, re.escape(_SHORT_ESCAPES[char])] if char in _SHORT_ESCAPES else [long]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.sealing import generate_key
+from app.serving import listen
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -112,3 +113,18 @@ def test_a_new_key_can_be_made_without_any_settings(command: Command) -> None:
     made = command("generate-key", DATABASE_URL="", ENCRYPTION_KEYS="")
     assert made.returncode == 0
     assert command("status", ENCRYPTION_KEYS=made.stdout.strip()).returncode == 0
+
+
+def test_serve_does_not_start_behind_head_unless_it_may_migrate(command: Command, empty_database: str) -> None:
+    failed = command("serve", DATABASE_URL=empty_database, AUTO_MIGRATE="false")
+    assert failed.returncode == 1
+    assert "jasper-receiver migrate" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_port_that_is_taken_is_said_in_words(command: Command) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        failed = command("serve", PORT=str(taken.getsockname()[1]))
+    assert failed.returncode == 1
+    assert "PORT" in failed.stderr
+    assert "Traceback" not in failed.stderr
