@@ -23,6 +23,7 @@ from app.entities import router as entities
 from app.feed import router as feed
 from app.intake import rejections, unproven
 from app.intake import router as callbacks
+from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
 from app.intake.rejections import Rejections
 from app.intake.router import Intake
@@ -65,6 +66,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 location=Location.parse(settings.jasper_signing_secret_location),
                 mapping={str(part): places for part, places in settings.jasper_payload_mapping.items()},
                 max_body_bytes=settings.max_body_bytes,
+                room=Room(max(ROOM, 2 * settings.max_body_bytes)),
             )
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
             if with_callbacks:

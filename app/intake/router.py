@@ -22,7 +22,7 @@ from app.errors import (
     ReceiverError,
     SecretUnknownError,
 )
-from app.intake.body import read_body
+from app.intake.body import Room, read_body
 from app.intake.keyring import Accepted, Keyring
 from app.intake.rejections import Rejections
 from app.intake.unproven import UnprovenStore
@@ -33,6 +33,7 @@ from app.ledger.writer import Writer
 from app.problems import instance_of, problem_response
 
 _log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Intake:
@@ -45,6 +46,7 @@ class Intake:
     location: Location
     mapping: Mappings
     max_body_bytes: int
+    room: Room
 
 
 async def receive_callback(request: Request, intake: Intake) -> Response:
@@ -61,15 +63,16 @@ async def receive_callback(request: Request, intake: Intake) -> Response:
     client = request.client.host if request.client else ""
     received_at = utc_now()
 
-    body = await read_body(request, limit=intake.max_body_bytes)
-    accepted, proof = await _authenticate(intake, entity_type, headers, body, client)
+    with intake.room.hold() as take:
+        body = await read_body(request, limit=intake.max_body_bytes, take=take)
+        accepted, proof = await _authenticate(intake, entity_type, headers, body, client)
 
-    proof_header = None if proof.startswith("body:") else proof.partition(":")[2]
-    headers = redact_headers(headers, accepted.secrets, accepted.header_sets, proof_header)
-    body = redact_body(body, accepted.secrets)
-    reading = interpret(entity_type, headers, body, intake.mapping)
-    delivery = Delivery(entity_type, received_at, client, headers, body, proof)
-    receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
+        proof_header = None if proof.startswith("body:") else proof.partition(":")[2]
+        headers = redact_headers(headers, accepted.secrets, accepted.header_sets, proof_header)
+        body = redact_body(body, accepted.secrets)
+        reading = interpret(entity_type, headers, body, intake.mapping)
+        delivery = Delivery(entity_type, received_at, client, headers, body, proof)
+        receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
     return Response(msgspec.json.encode(receipt), media_type="application/json")
 
 

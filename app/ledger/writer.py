@@ -31,14 +31,15 @@ _ABOUT_THE_ROW = {"22", "23", "54"}
 
 @dataclass(frozen=True, slots=True)
 class WriterLimits:
-    """How much may wait and how much goes into one transaction. Bytes are those of the bodies, times are in seconds.
+    """How many may wait and how much goes into one transaction. Bytes are those of the bodies, times are in seconds.
+
+    How many bytes may wait is bounded where bodies are read (`app.intake.body`).
 
     `patience` is how long a caller waits for its commit before it is told to come again: Jasper's own time-out is not
     documented and may be as short as 3 s, and an answer after that is never heard.
     """
 
     queue_rows: int = 4_000
-    queue_bytes: int = 64 * 1024 * 1024
     batch_rows: int = 500
     batch_bytes: int = 8 * 1024 * 1024
     patience: float = 2.5
@@ -59,7 +60,6 @@ class Writer:
         self._dsn = dsn
         self._limits = limits or WriterLimits()
         self._queue: deque[_Waiting] = deque()
-        self._queued_bytes = 0
         self._wake = asyncio.Event()
         self._draining = False
         self._connection: asyncpg.Connection | None = None
@@ -100,11 +100,10 @@ class Writer:
         size = len(entry.delivery.body) if entry.delivery else 0
         if self._draining or not self.alive:
             raise DrainingError("the service is shutting down")
-        if len(self._queue) >= self._limits.queue_rows or self._queued_bytes + size > self._limits.queue_bytes:
+        if len(self._queue) >= self._limits.queue_rows:
             raise QueueFullError(f"{len(self._queue)} callbacks wait for their commit already")
         waiting = _Waiting(entry, size, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        self._queued_bytes += size
         self._wake.set()
         try:
             async with asyncio.timeout(self._limits.patience):
@@ -135,7 +134,6 @@ class Writer:
             if batch and size + self._queue[0].size > self._limits.batch_bytes:
                 break
             waiting = self._queue.popleft()
-            self._queued_bytes -= waiting.size
             if not waiting.answer.done():
                 batch.append(waiting)
                 size += waiting.size
@@ -218,7 +216,6 @@ class Writer:
     def _refuse_all(self, error: UnavailableError) -> None:
         while self._queue:
             _fail(self._queue.popleft(), error)
-        self._queued_bytes = 0
 
 
 class _BrokenError(Exception):
