@@ -89,9 +89,8 @@ def database(settings: Settings) -> Iterator[tuple[str, list[str]]]:
     """The DSN of the settings' database and the keys that seal its secrets; runs the embedded one where none is named."""
     named = settings.database_url
     place = embedded_postgres(settings.data_dir) if named is None else nullcontext(named.get_secret_value())
-    keys = [key.get_secret_value() for key in settings.encryption_keys] or development_keys(settings.data_dir)
     with place as dsn:
-        yield dsn, keys
+        yield dsn, [key.get_secret_value() for key in settings.encryption_keys] or development_keys(settings.data_dir)
 
 
 @asynccontextmanager

@@ -159,11 +159,13 @@ def digest(text: JsonText) -> bytes:
     """16 bytes that are the same for texts that differ in white space, order of members and escapes only.
 
     Numbers count as they are spelled, so that no two different ones ever share a digest by rounding. A text msgspec
-    cannot hold (lone surrogates, extreme nesting) counts letter by letter.
+    cannot hold (lone surrogates, extreme nesting) or that names a member twice counts letter by letter.
     """
     try:
         canonical = _sorted.encode(_exact.decode(text))
-    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        if len(canonical) != len(text):  # white space and escapes are gone, or the first value of a repeated name
+            _distinct.decode(text.decode())
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         canonical = text
     return blake2b(canonical, digest_size=16).digest()
 
@@ -188,6 +190,14 @@ def _decoded(text: bytes) -> str:
 
 def _refuse(constant: str) -> Any:
     raise NotJsonError(f"{constant} is no JSON")
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise DuplicateNameError("a member is there twice")
+
+
+_distinct = json.JSONDecoder(object_pairs_hook=_names_once, parse_float=len, parse_int=len)
 
 
 # Numbers are not converted: only their place is of interest, and int() refuses very long ones.

@@ -33,6 +33,7 @@ LONGEST_ID = 512
 
 _MOST_LEVELS = 4
 _LONGEST_SHOWN = 60
+_LONGEST_TIME = 64
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
 _EPOCH = re.compile(r"[0-9]{9,17}(\.[0-9]{1,9})?")
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}[T ][0-9]{2}.*", re.IGNORECASE)
@@ -199,8 +200,28 @@ def _wrapped(entity_type: EntityType, level: _Level) -> _Level | None:
             f"{' and '.join(inner.pointer for inner in inside)} hold different entities; "
             "name the right one in JASPER_PAYLOAD_MAPPING (data)"
         )
-    with_id = (inner for inner in inside if _own_id(entity_type, inner))
-    return next(with_id, inside[0] if inside else None)
+    candidates = [inner for inner in inside if _own_id(entity_type, inner)] or inside
+    telling = [inner for inner in candidates if not _says_nothing(entity_type, inner)]
+    for other in telling[1:]:
+        if _contradict(entity_type, telling[0], other):
+            raise _UnreadableError(
+                f"{telling[0].pointer} and {other.pointer} contradict each other; "
+                "name the right one in JASPER_PAYLOAD_MAPPING (data)"
+            )
+    return next(iter(telling or candidates), None)
+
+
+def _contradict(entity_type: EntityType, one: _Level, other: _Level) -> bool:
+    """Whether two objects tell different things under the same name."""
+    shared = one.members.keys() & other.members.keys() - wire.says_nothing(entity_type)
+    return any(not jsontext.equal(one.members[name], other.members[name]) for name in shared)
+
+
+def _says_nothing(entity_type: EntityType, level: _Level) -> bool:
+    """Whether an object only says which entity it is about and when, but nothing of the entity itself."""
+    silent = wire.says_nothing(entity_type)
+    blank = jsontext.quote(BLANK)
+    return all(name in silent or value == blank for name, value in level.members.items())
 
 
 def _holds_entity(entity_type: EntityType, level: _Level) -> bool:
@@ -276,10 +297,14 @@ def _identifier(text: JsonText) -> str | None:
 
 
 def _scalar(text: JsonText) -> str | None:
-    """A string's value, or a number as it is spelled; None for anything else."""
+    """A string's value, or a number as it is spelled; None for anything else.
+
+    A blanked secret is none: it is the same on every callback, and would make one entity or one delivery of them all.
+    """
     match jsontext.kind(text):
         case "string":
-            return jsontext.string(text)
+            value = jsontext.string(text)
+            return None if BLANK in value else value
         case "number":
             return text.decode()
         case _:
@@ -289,7 +314,7 @@ def _scalar(text: JsonText) -> str | None:
 def _header_values(headers: Headers, names: Sequence[str]) -> Iterator[_Found]:
     for wanted in names:
         for name, value in headers:
-            if name == wanted and value:
+            if name == wanted and value and BLANK not in value:
                 yield _Found(f"header:{name}", value)
 
 
@@ -298,7 +323,7 @@ def _header_values(headers: Headers, names: Sequence[str]) -> Iterator[_Found]:
 
 def _action(payload: _Payload) -> Action | None:
     found = next(payload.mapped("action"), None)
-    stated = [found] if found is not None else list(_built_in_words(payload))
+    stated = [found] if found is not None else list(_words(payload))
     _check_entity_type(payload, stated)
     actions: dict[Action, _Found] = {}
     for one in stated:
@@ -320,14 +345,8 @@ def _action(payload: _Payload) -> Action | None:
     return None
 
 
-def _built_in_words(payload: _Payload) -> Iterator[_Found]:
-    """Every word at a usual place for the action. Blanked ones say nothing."""
-    for found in _words(payload):
-        if found.value != BLANK:
-            yield found
-
-
 def _words(payload: _Payload) -> Iterator[_Found]:
+    """Every word at a usual place for the action."""
     for level in payload.around:
         yield from level.scalars(wire.ACTION_NAMES)
         for weak in level.scalars((wire.WEAK_ACTION_NAME,)):
@@ -357,9 +376,7 @@ def _check_entity_type(payload: _Payload, words: Sequence[_Found]) -> None:
 
 def _data(payload: _Payload) -> JsonText | None:
     """The entity's text, unless it only says which entity it is."""
-    silent = wire.says_nothing(payload.entity_type)
-    blank = jsontext.quote(BLANK)
-    if all(name in silent or value == blank for name, value in payload.entity.members.items()):
+    if _says_nothing(payload.entity_type, payload.entity):
         return None
     payload.places["data"] = payload.entity.pointer
     return payload.entity.text
@@ -383,7 +400,9 @@ def _times(payload: _Payload, action: Action | None) -> Iterator[_Found]:
     for level in payload.envelopes:
         yield from level.scalars(wire.ENVELOPE_TIME_NAMES)
     if not payload.envelopes:
-        yield from payload.entity.scalars(wire.CERTAIN_TIME_NAMES if payload.is_bare else wire.TIME_NAMES)
+        names = wire.CERTAIN_TIME_NAMES if payload.is_bare else wire.TIME_NAMES
+        vague = () if _says_nothing(payload.entity_type, payload.entity) else wire.VAGUE_TIME_NAMES
+        yield from payload.entity.scalars([name for name in names if name not in vague])
     if action is Action.DELETE:
         yield from payload.entity.scalars(wire.DELETION_TIME_NAMES)
     yield from payload.entity.scalars(wire.ENTITY_TIME_NAMES)
@@ -393,11 +412,13 @@ def parse_time(text: str) -> datetime | None:
     """ISO 8601 (UTC where no zone is given), seconds, milliseconds or microseconds since 1970, an HTTP date or the
     spelling of Jasper's ping, as a time in UTC; None where it is none of these.
     """  # noqa: D205 - one sentence
+    if len(text) > _LONGEST_TIME:
+        return None
     with suppress(ValueError, OverflowError, TypeError, IndexError):
         if _EPOCH.fullmatch(text):
             return _since_epoch(text)
         if _DATE_AND_TIME.fullmatch(text):
-            moment = datetime.fromisoformat(text.upper())
+            moment = datetime.fromisoformat(text.upper().removesuffix(" UTC"))
         elif text.endswith(("GMT", "UTC", "+0000")):
             moment = parsedate_to_datetime(text)
         else:

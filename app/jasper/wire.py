@@ -94,6 +94,9 @@ id, the same on every callback, and would make all callbacks but the first a dup
 CERTAIN_TIME_NAMES = ("occurred_at", "occurredAt", "timestamp")
 """Mean the event's time wherever they stand."""
 
+VAGUE_TIME_NAMES = ("time", "date")
+"""Mean the event's time beside an entity; within one they may be an attribute that never changes."""
+
 TIME_NAMES = (
     *CERTAIN_TIME_NAMES,
     "event_time",
@@ -101,8 +104,7 @@ TIME_NAMES = (
     "triggered_at",
     "triggeredAt",
     "fired_at",
-    "time",
-    "date",
+    *VAGUE_TIME_NAMES,
 )
 ENVELOPE_TIME_NAMES = ("created_at", "createdAt")
 """Mean the event's time only in an envelope around the entity; in an entity they mean its birth."""
@@ -178,17 +180,22 @@ def _tokens(word: str) -> list[str]:
 def action_of(word: str) -> Action | None:
     """`created`, `product.updated`, `ProductDeleted`, `PRODUCT_DESTROY` … as an action; None where it names none or several.
 
-    A word that also names something we do not know is believed for an update only: `product.image.deleted` deletes an
-    image, not the product.
+    A word that also names something else is believed for an update only: `product.image.deleted` deletes an image and
+    `product.category.removed` an assignment, not the product.
     """
-    tokens = _tokens(word)
+    tokens = _tokens(word) if len(word) <= _LONGEST_WORD else []
     found = {ACTION_WORDS[token] for token in tokens if token in ACTION_WORDS}
     if len(found) != 1:
         return None
     action = found.pop()
-    if action is not Action.UPDATE and any(token not in _UNDERSTOOD for token in tokens):
+    if action is not Action.UPDATE and (
+        any(token not in _UNDERSTOOD for token in tokens) or len(entity_types_of(word)) > 1
+    ):
         return None
     return action
+
+
+_LONGEST_WORD = 200
 
 
 _FILLERS = {"entity", "entities", "event", "webhook", "jasper", "pim", "was", "has", "been", "soft", "hard", "force"}
@@ -197,4 +204,4 @@ _UNDERSTOOD = {*ACTION_WORDS, *ENTITY_NOUNS, *_FILLERS}
 
 def entity_types_of(word: str) -> set[EntityType]:
     """The entity types that a word such as `product.updated` names; empty where it names none."""
-    return {ENTITY_NOUNS[token] for token in _tokens(word) if token in ENTITY_NOUNS}
+    return {ENTITY_NOUNS[token] for token in _tokens(word[:_LONGEST_WORD]) if token in ENTITY_NOUNS}
