@@ -1,0 +1,331 @@
+"""Reading as a law: total, the same for every spelling, overridden by the mapping, and never a guess."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from app.domain import jsontext
+from app.domain.values import ENTITY_TYPE_OF, Action, EntityType, Headers, Reading, Unreadable
+from app.jasper import wire
+from app.jasper.reading import interpret, parse_time
+from app.jasper.redact import BLANK
+from tests.pure.strategies import HOSTILE, Json, Number, compact, damaged, meaning, objects, parse, spell, states, texts, values
+
+PAYLOADS = Path(__file__).parents[2] / "docs" / "payloads.md"
+PRODUCT = EntityType.PRODUCT
+
+randoms = st.randoms(use_true_random=False)
+
+
+def _rows(title: str) -> list[list[str]]:
+    """The cells of the table under a title of the page, without the marks around code."""
+    _, _, text = PAYLOADS.read_text().partition(f"## {title}\n")
+    table = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def _headers(cell: str) -> Headers:
+    pairs = [one.strip().strip("`").split(": ") for one in cell.split(",") if one.strip()]
+    return tuple((name.lower(), value) for name, value in pairs)
+
+
+@pytest.mark.parametrize("row", _rows("What is read"), ids=lambda row: row[0])
+def test_documented_shapes_are_read_as_the_page_says(row: list[str]) -> None:
+    callback, headers, action, entity_id, data, time, delivery = row
+    body = callback.strip("`").encode()
+    reading = interpret(PRODUCT, _headers(headers), body, {})
+    assert isinstance(reading, Reading), reading
+    assert (reading.action or "inferred") == action
+    assert reading.entity_id == entity_id
+    expected = None if not data else jsontext.resolve(jsontext.document(body), data.rstrip("/"))
+    assert reading.data == expected
+    assert reading.places.get("data") == (data.rstrip("/") if data else None)
+    assert reading.occurred_at == (datetime.fromisoformat(time) if time else None)
+    assert (reading.delivery_key or "") == delivery
+
+
+@pytest.mark.parametrize("row", _rows("What is quarantined"), ids=lambda row: f"{row[0]} to {row[1]}")
+def test_documented_doubts_are_quarantined_for_the_reason_the_page_gives(row: list[str]) -> None:
+    callback, collection, headers, reason = row
+    reading = interpret(ENTITY_TYPE_OF[collection], _headers(headers), callback.strip("`").encode(), {})
+    assert isinstance(reading, Unreadable), reading
+    assert reason in reading.reason
+
+
+def test_the_page_has_both_tables() -> None:
+    assert len(_rows("What is read")) > 20
+    assert len(_rows("What is quarantined")) > 15
+
+
+# Payloads of every shape
+
+identifiers = st.integers(0, 99).map(lambda number: Number(str(number))) | st.sampled_from(["1", "a-1", "", "\0", "é"])
+words = st.sampled_from(["update", "product.created", "ProductDeleted", "category.updated", "simple", "", BLANK])
+times = st.sampled_from(["2026-01-02T03:04:05Z", "Tue Feb 7 19:05:03 UTC 2017", "soon", Number("1767323045"), Number("1e9")])
+entities = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": identifiers,
+        "uuid": identifiers,
+        "product_id": identifiers,
+        "updated_at": times,
+        "version": st.integers(0, 3).map(lambda number: Number(str(number))),
+        "name": values,
+        "type": words,
+        "data": st.none() | states,
+    },
+)
+envelopes = st.recursive(
+    entities | st.lists(entities, max_size=2) | values,
+    lambda inside: st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("data", "product", "payload", "object", "item"), inside),
+            **dict.fromkeys(("id", "product_id", "entity_id", "event_id", "delivery_id"), identifiers),
+            **dict.fromkeys(("action", "event", "type", "topic"), words | st.none()),
+            **dict.fromkeys(("timestamp", "created_at", "date"), times),
+            "meta": entities,
+            "entity_type": words,
+        },
+    ),
+    max_leaves=3,
+)
+headers_of_calls = st.lists(
+    st.tuples(
+        st.sampled_from(["x-event", "x-delivery-id", "idempotency-key", "host"]),
+        st.sampled_from(["product.updated", "deleted", "d-1", "", "\xff", BLANK]),
+    ),
+    max_size=2,
+).map(tuple)
+mappings = st.dictionaries(
+    st.sampled_from(["action", "entity_id", "data", "occurred_at", "delivery_id"]),
+    st.lists(st.sampled_from(["/data", "/data/0", "/meta/id", "/type", "/~1", "", "header:X-Event"]), max_size=2),
+    max_size=2,
+)
+
+
+@given(envelopes | damaged(), headers_of_calls, mappings, st.sampled_from(EntityType), randoms)
+def test_reading_is_total_and_its_data_is_a_slice_of_the_body(
+    payload: Json, headers: Headers, mapping: dict[str, list[str]], entity_type: EntityType, random: Random
+) -> None:
+    """Whatever comes: a reading that can be stored, or a reason in words; never an exception, never a byte changed."""
+    body = payload if isinstance(payload, bytes) else spell(payload, random)
+    reading = interpret(entity_type, headers, body, mapping)
+    if isinstance(reading, Unreadable):
+        assert reading.reason
+        reading.reason.encode()
+        assert "\0" not in reading.reason
+        return
+    assert reading.entity_id
+    assert reading.entity_id != BLANK
+    assert "\0" not in reading.entity_id
+    assert reading.delivery_key != BLANK
+    assert len(reading.entity_id.encode()) <= 512
+    assert reading.data is None or (reading.data in body and isinstance(parse(reading.data), dict))
+    assert reading.occurred_at is None or reading.occurred_at.tzinfo is UTC
+
+
+@given(envelopes, headers_of_calls, randoms)
+def test_the_reading_is_the_same_for_every_spelling_of_a_payload(payload: Json, headers: Headers, random: Random) -> None:
+    """White space, order of members and escapes say nothing."""
+    one = interpret(PRODUCT, headers, compact(payload), {})
+    other = interpret(PRODUCT, headers, spell(payload, random), {})
+    assert type(one) is type(other)
+    if isinstance(one, Reading) and isinstance(other, Reading):
+        assert _without_data(one) == _without_data(other)
+        assert (one.data is None) == (other.data is None)
+        if one.data is not None and other.data is not None:
+            assert parse(one.data) == parse(other.data)
+
+
+def _without_data(reading: Reading) -> list[Any]:
+    return [getattr(reading, name) for name in Reading.__slots__ if name != "data"]
+
+
+@given(damaged())
+@example(b'{"data":{"data":{"data":{"data":{"data":{"id":1}}}}}}')
+@example(b'{"id":1,"updated_at":"0001-01-01T00:00:00+01:00"}')
+@example(b'{"id":1,"updated_at":99999999999999999}')
+def test_no_bytes_are_too_strange(body: bytes) -> None:
+    for entity_type in EntityType:
+        interpret(entity_type, (), body, {})
+
+
+# Mapping
+
+
+@given(envelopes, states, st.sampled_from(Action))
+def test_the_mapping_comes_before_every_built_in_place(payload: Json, data: dict[str, Json], action: Action) -> None:
+    """Where it names a place and something stands there, that is taken, whatever else the payload says."""
+    assume("entity_type" not in (payload if isinstance(payload, dict) else {}))
+    mine = {"what": action.value, "which": ["x-1"], "new": data, "when": "2020-02-02T02:02:02Z", "no": Number("5")}
+    body = compact({**(payload if isinstance(payload, dict) else {}), "mine": mine})
+    mapping = {
+        "action": ["/nowhere", "/mine/what", "/event"],
+        "entity_id": ["/mine/which/0"],
+        "data": ["/mine/new"],
+        "occurred_at": ["/mine/when"],
+        "delivery_id": ["/mine/no"],
+    }
+    reading = interpret(PRODUCT, (("x-event", "deleted"),), body, mapping)
+    assert isinstance(reading, Reading), reading
+    assert (reading.action, reading.entity_id, reading.delivery_key) == (action, "x-1", "5")
+    assert reading.occurred_at == datetime(2020, 2, 2, 2, 2, 2, tzinfo=UTC)
+    if data:
+        assert reading.data == compact(data)
+    assert reading.places | {"data": ""} == {
+        "action": "/mine/what",
+        "entity_id": "/mine/which/0",
+        "data": "",
+        "occurred_at": "/mine/when",
+        "delivery_id": "/mine/no",
+    }
+
+
+def test_the_mapping_may_name_headers() -> None:
+    mapping = {"action": ["header:X-What"], "entity_id": ["header:X-Which"], "delivery_id": ["header:X-No"]}
+    headers = (("x-what", "deleted"), ("x-which", "1001"), ("x-no", "d-1"))
+    reading = interpret(PRODUCT, headers, b'{"id":5,"event":"product.updated"}', mapping)
+    assert isinstance(reading, Reading)
+    assert (reading.action, reading.entity_id, reading.delivery_key) == (Action.DELETE, "1001", "d-1")
+
+
+def test_a_mapped_place_where_nothing_stands_leaves_it_to_the_built_in_ones() -> None:
+    mapping = {part: ["/nowhere", "header:X-Nowhere"] for part in ("action", "entity_id", "occurred_at", "delivery_id")}
+    body = b'{"event":"product.updated","data":{"id":1,"updated_at":"2026-01-01T00:00:00Z"},"delivery_id":"d"}'
+    assert interpret(PRODUCT, (), body, {**mapping, "data": ["/nowhere"]}) == interpret(PRODUCT, (), body, {})
+
+
+# Words
+
+
+def _spelled_words(verb: str) -> list[str]:
+    return [
+        verb,
+        verb.upper(),
+        verb.title(),
+        f"product.{verb}",
+        f"product:{verb}",
+        f"products/{verb}",
+        f"product_{verb}",
+        f"PRODUCT_{verb.upper()}",
+        f"product-{verb}",
+        f"Product{verb.title()}",
+        f"on product {verb}",
+        f"webhook.product.{verb}",
+        f"{verb}_product",
+        f"{verb}.product",
+        f"jasper.pim.product.{verb}",
+        f"product.was.{verb}",
+        f" {verb} ",
+    ]
+
+
+@pytest.mark.parametrize("verb", wire.ACTION_WORDS)
+def test_a_word_is_understood_in_every_spelling(verb: str) -> None:
+    expected = wire.ACTION_WORDS[verb]
+    understood = {word: wire.action_of(word) for word in _spelled_words(verb)}
+    del understood[f"on product {verb}"]
+    assert understood == dict.fromkeys(understood, expected)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "",
+        "simple",
+        "product",
+        "product.archived",
+        "created.or.updated",
+        "undeleted",
+        "not_deleted",
+        "delete_requested",
+        "product.image.deleted",
+        "product.variant.created",
+        "product.category.removed",
+        "category.product.added",
+        "brandProductDeleted",
+        "updated" * 100,
+    ],
+)
+def test_a_word_that_says_something_else_is_not_understood(word: str) -> None:
+    assert wire.action_of(word) is None
+
+
+@pytest.mark.parametrize("word", ["product.image.updated", "product.category.changed", "price.modified"])
+def test_a_change_to_a_part_is_an_update_of_the_whole(word: str) -> None:
+    assert wire.action_of(word) is Action.UPDATE
+
+
+@given(texts)
+def test_any_text_is_a_word_or_none(word: str) -> None:
+    assert wire.action_of(word) in {None, *Action}
+    assert wire.entity_types_of(word) <= set(EntityType)
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.678901Z", datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)),
+        ("2026-01-02T05:04:05+02:00", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02 03:04:05", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02 03:04:05 UTC", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("20260102T030405Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("1767323045", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("1767323045.5", datetime(2026, 1, 2, 3, 4, 5, 500000, tzinfo=UTC)),
+        ("1767323045678", datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)),
+        ("1767323045678901", datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)),
+        ("Fri, 02 Jan 2026 03:04:05 GMT", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("Tue Feb 7 19:05:03 UTC 2017", datetime(2017, 2, 7, 19, 5, 3, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_understood_in_every_usual_spelling(text: str, expected: datetime) -> None:
+    assert parse_time(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5", "2026-01-02", "2026-13-02T00:00:00Z", "1e9", "0001-01-01T00:00:00+01:00"])
+def test_what_is_no_time_is_none(text: str) -> None:
+    assert parse_time(text) is None
+
+
+@given(texts | st.from_regex(r"[0-9T :+.,WZ-]{0,40}( GMT| UTC)?", fullmatch=True))
+def test_any_text_is_a_time_in_utc_or_none(text: str) -> None:
+    moment = parse_time(text)
+    assert moment is None or moment.tzinfo is UTC
+
+
+@pytest.mark.parametrize("place", ["x-jasper-event", "x-event", "idempotency-key", "x-delivery-id"])
+def test_a_blanked_header_says_nothing(place: str) -> None:
+    assert interpret(PRODUCT, ((place, BLANK),), b'{"id":1,"a":2}', {}) == interpret(PRODUCT, (), b'{"id":1,"a":2}', {})
+
+
+def test_a_blanked_id_is_not_the_id_of_everything() -> None:
+    assert isinstance(interpret(PRODUCT, (), b'{"id":"[redacted]","name":"x"}', {}), Unreadable)
+
+
+@given(objects)
+def test_data_comes_back_to_the_last_digit_and_escape(inside: dict[str, Json]) -> None:
+    entity = spell({**inside, "id": "1", "name": "x"}, Random(1))
+    reading = interpret(PRODUCT, (), b'{"event":"updated","product":%b}' % entity, {})
+    assume(isinstance(reading, Reading))
+    assert isinstance(reading, Reading)
+    assert reading.data is not None
+    assert meaning(parse(reading.data))["name"] == "x"
+    if "data" not in inside:
+        assert reading.data == entity
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_bodies_are_read_or_refused_in_a_moment(body: bytes) -> None:
+    reading = interpret(PRODUCT, (), body, {})
+    assert isinstance(reading, Reading) or 0 < len(reading.reason) < 500
