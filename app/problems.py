@@ -126,7 +126,7 @@ class Problem(BaseModel):
 
 def problem_response(error: ReceiverError, instance: str) -> Response:
     """The answer for one error. `instance` is the path asked for, see `instance_of`."""
-    kind = KINDS[type(error)]
+    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", exc_info=error, extra={"path": instance})
         return _respond(kind, _INTERNAL_DETAIL, instance)

@@ -57,7 +57,7 @@ async def create_key(engine: AsyncEngine, name: str, scopes: Collection[Scope], 
 
     Raises InvalidParametersError for an unusable name or no scope, ConflictError where the name is in use.
     """
-    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+    if not _is_usable(name):
         raise InvalidParametersError(
             [{"parameter": "name", "detail": f"must have 1 to {_LONGEST_NAME} printable characters"}]
         )
@@ -72,6 +72,10 @@ async def create_key(engine: AsyncEngine, name: str, scopes: Collection[Scope], 
     except IntegrityError as exc:
         raise ConflictError(f"there is a key named {name!r} already; revoke it first, or choose another name") from exc
     return made, key
+
+
+def _is_usable(name: str) -> bool:
+    return bool(name.strip()) and len(name) <= _LONGEST_NAME and name.isprintable()
 
 
 async def list_keys(engine: AsyncEngine) -> list[ApiKey]:
@@ -89,8 +93,10 @@ async def revoke_key(engine: AsyncEngine, name: str, *, now: datetime) -> ApiKey
         .values(revoked_at=now)
         .returning(*_COLUMNS)
     )
-    async with engine.begin() as connection:
-        row = (await connection.execute(statement)).one_or_none()
+    row = None
+    if _is_usable(name):
+        async with engine.begin() as connection:
+            row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no valid key named {name!r}")
     return _key(row)

@@ -1,0 +1,129 @@
+"""Who may call what: keys, their scopes, and what is said to whom."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.access.keys import Scope, create_key, list_keys, revoke_key, verify_key
+from app.clock import utc_now
+from app.errors import ConflictError, InvalidParametersError, NotFoundError
+from tests.builders import NOW
+from tests.http.conftest import ADMIN_KEY, Reader
+
+READING = ["/v1/events", "/v1/products", "/v1/products/1", "/v1/products/1/events", "/v1/deliveries", "/v1/rejections"]
+
+
+def bearer(key: str) -> dict[str, Any]:
+    return {"headers": {"Authorization": f"Bearer {key}"}}
+
+
+async def a_key(reader: Reader, *scopes: Scope, name: str = "reader") -> str:
+    return (await create_key(reader.engine, name, scopes, now=utc_now()))[1]
+
+
+@pytest.mark.parametrize("path", READING)
+async def test_everything_that_reads_wants_a_key_with_the_scope_read(reader: Reader, path: str) -> None:
+    """Also before it says whether there is anything, or what is wrong with the parameters."""
+    for asked in (path, f"{path}?unknown=1&unknown=2"):
+        problem = await reader.problem(401, asked, headers={"Authorization": ""})
+        assert problem["type"] == "/problems/key-missing"
+        await reader.problem(403, asked, **bearer(await a_key(reader, Scope.WRITE, Scope.ADMIN, name=f"no {asked}"[:100])))
+    response = await reader.http.get(path, **bearer(await a_key(reader, Scope.READ)))
+    assert response.status_code in {200, 404}
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        f"Basic {ADMIN_KEY}",
+        ADMIN_KEY,
+        f"Bearer {ADMIN_KEY}x",
+        f"Bearer {ADMIN_KEY[:-1]}",
+        "Bearer jr_" + "A" * 43,
+        "Bearer jr_" + "é" * 43,
+        "Bearer " + "x" * 5000,
+    ],
+)
+async def test_a_missing_or_wrong_key_is_401_with_a_challenge(reader: Reader, authorization: str) -> None:
+    response = await reader.http.get("/v1/events", headers={"Authorization": authorization.encode("latin-1")})
+    assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+    assert response.json()["type"] == "/problems/key-missing"
+    assert "jr_" not in response.text
+
+
+async def test_the_scheme_may_be_written_in_any_case(reader: Reader) -> None:
+    response = await reader.http.get("/v1/events", headers={"Authorization": f"bearer {ADMIN_KEY}"})
+    assert response.status_code == 200
+
+
+async def test_a_revoked_key_is_refused_by_the_very_next_request(reader: Reader) -> None:
+    key = await a_key(reader, Scope.READ)
+    assert (await reader.http.get("/v1/events", **bearer(key))).status_code == 200
+    await revoke_key(reader.engine, "reader", now=utc_now())
+    await reader.problem(401, "/v1/events", **bearer(key))
+
+
+async def test_a_key_is_stored_hashed_and_shown_once(engine: AsyncEngine) -> None:
+    made, key = await create_key(engine, "reader", [Scope.READ, Scope.WRITE, Scope.READ], now=NOW)
+    assert key.startswith("jr_")
+    async with engine.connect() as connection:
+        [row] = (await connection.execute(text("SELECT to_jsonb(k)::text FROM api_keys k"))).scalars()
+    assert key not in row
+    assert key[3:] not in row
+    assert await list_keys(engine) == [made]
+    assert made.scopes == {Scope.READ, Scope.WRITE}
+
+
+async def test_two_keys_are_never_the_same(engine: AsyncEngine) -> None:
+    keys = {(await create_key(engine, f"reader {number}", [Scope.READ], now=NOW))[1] for number in range(5)}
+    assert len(keys) == 5
+
+
+async def test_a_name_belongs_to_one_valid_key_at_a_time(engine: AsyncEngine) -> None:
+    await create_key(engine, "reader", [Scope.READ], now=NOW)
+    with pytest.raises(ConflictError, match="reader"):
+        await create_key(engine, "reader", [Scope.READ], now=NOW)
+    await revoke_key(engine, "reader", now=NOW)
+    _, second = await create_key(engine, "reader", [Scope.READ], now=NOW)
+    assert await verify_key(engine, second, now=NOW) is not None
+    assert [key.revoked_at for key in await list_keys(engine)] == [NOW, None]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\0b", "x" * 101])
+async def test_an_unusable_name_is_refused(engine: AsyncEngine, name: str) -> None:
+    with pytest.raises(InvalidParametersError, match="name"):
+        await create_key(engine, name, [Scope.READ], now=NOW)
+
+
+async def test_a_key_without_any_scope_is_refused(engine: AsyncEngine) -> None:
+    with pytest.raises(InvalidParametersError, match="scope"):
+        await create_key(engine, "reader", [], now=NOW)
+
+
+@pytest.mark.parametrize("name", ["never there", "a\0b"])
+async def test_revoking_what_is_not_there_says_so(engine: AsyncEngine, name: str) -> None:
+    with pytest.raises(NotFoundError, match="no valid key"):
+        await revoke_key(engine, name, now=NOW)
+
+
+async def test_the_last_use_of_a_key_is_noted_once_a_minute(engine: AsyncEngine) -> None:
+    _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
+    for seconds, noted in [(0, 0), (59, 0), (60, 60), (61, 60)]:
+        assert await verify_key(engine, key, now=NOW + timedelta(seconds=seconds)) is not None
+        [stored] = await list_keys(engine)
+        assert stored.last_used_at == NOW + timedelta(seconds=noted)
+
+
+async def test_a_key_works_while_another_request_notes_its_use(engine: AsyncEngine) -> None:
+    """Neither is the request held up by the other's row lock, nor does it fail."""
+    _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1 FROM api_keys FOR UPDATE"))
+        assert await verify_key(engine, key, now=NOW) is not None
+    [stored] = await list_keys(engine)
+    assert stored.last_used_at is None
