@@ -7,7 +7,7 @@ Nothing that a caller sends is ignored or guessed: an unknown, repeated or half-
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import Depends, Query, Request
@@ -146,6 +146,17 @@ def next_link(request: Request, after: object) -> dict[str, str]:
     given = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
     query = urlencode([*((name, value) for name, value in given if name != "after"), ("after", str(after))])
     return {"Link": f'<{raw_path(request.scope)}?{query}>; rel="next"'}
+
+
+def link_header(example: str) -> dict[str, Any]:
+    """How a route that answers with `next_link` describes it in the OpenAPI document; `example` is an address."""
+    return {
+        "Link": {
+            "description": 'Where there is more: the address of the next page, `rel="next"`',
+            "schema": {"type": "string"},
+            "example": f'<{example}>; rel="next"',
+        }
+    }
 
 
 def raw_path(scope: Scope) -> str:

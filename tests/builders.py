@@ -24,7 +24,7 @@ async def an_event(engine: AsyncEngine, **given: Any) -> dict[str, Any]:
         # Numbers and commits in one order, as in the ledger.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.FEED.key})
         sequence = given.get("sequence") or await connection.scalar(select(event_sequence.next_value()))
-        row = {
+        row: dict[str, Any] = {
             "sequence": sequence,
             "id": new_id(),
             "entity_type": "product",
@@ -78,7 +78,9 @@ async def an_entity(engine: AsyncEngine, *, data: str | None = '{"id": 1001}', *
     return row
 
 
-async def a_delivery(engine: AsyncEngine, *, headers: list[tuple[str, str]] | None = None, **given: Any) -> dict[str, Any]:
+async def a_delivery(
+    engine: AsyncEngine, *, headers: list[tuple[str, str]] | None = None, **given: Any
+) -> dict[str, Any]:
     """One kept callback; returns its row. `headers` are given as pairs, everything else as it is stored."""
     body = given.get("body", b'{"id": 1001}')
     row = {

@@ -19,7 +19,7 @@ from app.errors import (
     NotFoundError,
     ScopeMissingError,
 )
-from app.paging import NoParameters, Page, next_link, read_query
+from app.paging import NoParameters, Page, link_header, next_link, read_query
 from app.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["deliveries"])
@@ -46,15 +46,7 @@ class DeliveryListParameters(Page):
     summary="Callbacks as they came, oldest first",
     response_model=DeliveryPage,
     responses={
-        200: {
-            "headers": {
-                "Link": {
-                    "description": 'Where more deliveries follow: the address of the next page, `rel="next"`',
-                    "schema": {"type": "string"},
-                    "example": '</v1/deliveries?after=01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10>; rel="next"',
-                }
-            }
-        },
+        200: {"headers": link_header("/v1/deliveries?after=01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10")},
         **documented(*_READING_ERRORS),
     },
 )

@@ -60,22 +60,11 @@ register_url_convertor("collection", _CollectionConvertor())
 register_url_convertor("entity_id", _EntityIdConvertor())
 
 
-class EntityRoute(APIRoute):
-    """For addresses that name an entity and nothing of it."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """As ever, except for what names a history."""
-        return (Match.NONE, {}) if _names_history(scope) else super().matches(scope)
-
-
 class HistoryRoute(APIRoute):
-    """For addresses that name the history of an entity."""
+    """For addresses that name the history of an entity. Stands before the route of the entity itself."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """As ever, except for an id that only looks like it once it is decoded."""
-        return super().matches(scope) if _names_history(scope) else (Match.NONE, {})
-
-
-def _names_history(scope: Scope) -> bool:
-    """Whether a literal slash and `events` end the path, behind a collection and an id."""
-    return scope["type"] == "http" and unquote(raw_path(scope).rpartition("/")[2]) == _HISTORY
+        """As ever, except for an id that looks like a history only once it is decoded."""
+        if unquote(raw_path(scope).rpartition("/")[2]) != _HISTORY:
+            return Match.NONE, {}
+        return super().matches(scope)

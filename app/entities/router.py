@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.access.dependencies import ReadKey
 from app.db.engine import reading
 from app.entities import queries
-from app.entities.paths import Collection, EntityRoute, HistoryRoute
+from app.entities.paths import Collection, HistoryRoute
 from app.entities.schemas import Entity, EntityPage
 from app.errors import (
     DatabaseUnavailableError,
@@ -24,7 +24,18 @@ from app.errors import (
 from app.feed import queries as feed
 from app.feed.filters import Filters
 from app.feed.schemas import EventPage
-from app.paging import Flag, Moment, NoParameters, Page, Position, SearchText, is_storable, next_link, read_query
+from app.paging import (
+    Flag,
+    Moment,
+    NoParameters,
+    Page,
+    Position,
+    SearchText,
+    is_storable,
+    link_header,
+    next_link,
+    read_query,
+)
 from app.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["entities"])
@@ -71,11 +82,7 @@ class HistoryParameters(Page):
                     "schema": {"type": "integer"},
                     "example": 1042,
                 },
-                "Link": {
-                    "description": 'Where more entities follow: the address of the next page, `rel="next"`',
-                    "schema": {"type": "string"},
-                    "example": '</v1/products?after=1001>; rel="next"',
-                },
+                **link_header("/v1/products?after=1001"),
             }
         },
         **documented(*_READING_ERRORS),
@@ -106,6 +113,51 @@ async def list_entities(
     return Response(msgspec.json.encode(page), media_type="application/json", headers=headers)
 
 
+async def list_entity_events(
+    request: Request,
+    _key: ReadKey,
+    collection: CollectionName,
+    entity_id: EntityId,
+    query: Annotated[HistoryParameters, Depends(read_query(HistoryParameters))],
+) -> Response:
+    """Everything that is known to have happened to one entity, oldest first, stale events included. Pages like the feed."""
+    async with reading(request.state.engine) as connection:
+        await _known(connection, collection, entity_id)
+        wanted = Filters(entity_type=(collection.entity_type,), entity_id=(entity_id,), include_stale=True)
+        page = await feed.page(connection, wanted, after=query.after or 0, limit=query.limit)
+    headers = next_link(request, page.after) if page.has_more else {}
+    return Response(msgspec.json.encode(page), media_type="application/json", headers=headers)
+
+
+router.add_api_route(
+    "/{collection:collection}/{entity_id:entity_id}/events",
+    list_entity_events,
+    route_class_override=HistoryRoute,
+    operation_id="listEntityEvents",
+    summary="The history of one entity",
+    response_model=EventPage,
+    responses={
+        200: {"headers": link_header("/v1/products/1001/events?after=1042")},
+        **documented(*_READING_ERRORS, NotFoundError),
+    },
+)
+
+
+@router.get(
+    "/{collection:collection}/{entity_id:entity_id}",
+    operation_id="getEntity",
+    summary="The latest state of one entity",
+    response_model=Entity,
+    responses={
+        200: {
+            "headers": {
+                "ETag": {"description": "For `If-None-Match`", "schema": {"type": "string"}, "example": '"1042"'}
+            }
+        },
+        304: {"description": "The entity still has this `ETag`"},
+        **documented(*_READING_ERRORS, NotFoundError, GoneError),
+    },
+)
 async def get_entity(
     request: Request,
     _key: ReadKey,
@@ -128,22 +180,6 @@ async def get_entity(
     return Response(msgspec.json.encode(entity), media_type="application/json", headers={"ETag": etag})
 
 
-async def list_entity_events(
-    request: Request,
-    _key: ReadKey,
-    collection: CollectionName,
-    entity_id: EntityId,
-    query: Annotated[HistoryParameters, Depends(read_query(HistoryParameters))],
-) -> Response:
-    """Everything that is known to have happened to one entity, oldest first, stale events included. Pages like the feed."""
-    wanted = Filters(entity_type=(collection.entity_type,), entity_id=(entity_id,), include_stale=True)
-    async with reading(request.state.engine) as connection:
-        await _known(connection, collection, entity_id)
-        page = await feed.page(connection, wanted, after=query.after or 0, limit=query.limit)
-    headers = next_link(request, page.after) if page.has_more else {}
-    return Response(msgspec.json.encode(page), media_type="application/json", headers=headers)
-
-
 async def _known(connection: AsyncConnection, collection: Collection, entity_id: str) -> queries.State:
     """The state of an entity, deleted or not. Raises NotFoundError where it was never seen."""
     found = await queries.state(connection, collection.entity_type, entity_id) if is_storable(entity_id) else None
@@ -155,42 +191,3 @@ async def _known(connection: AsyncConnection, collection: Collection, entity_id:
 def _matches(given: list[str], etag: str) -> bool:
     """Whether `If-None-Match` names this tag, by the weak comparison that RFC 9110 asks for."""
     return any(line.strip() == "*" or etag in _TAG.findall(line) for line in given)
-
-
-router.add_api_route(
-    "/{collection:collection}/{entity_id:entity_id}",
-    get_entity,
-    route_class_override=EntityRoute,
-    operation_id="getEntity",
-    summary="The latest state of one entity",
-    response_model=Entity,
-    responses={
-        200: {
-            "headers": {
-                "ETag": {"description": "For `If-None-Match`", "schema": {"type": "string"}, "example": '"1042"'}
-            }
-        },
-        304: {"description": "The entity still has this `ETag`"},
-        **documented(*_READING_ERRORS, NotFoundError, GoneError),
-    },
-)
-router.add_api_route(
-    "/{collection:collection}/{entity_id:entity_id}/events",
-    list_entity_events,
-    route_class_override=HistoryRoute,
-    operation_id="listEntityEvents",
-    summary="The history of one entity",
-    response_model=EventPage,
-    responses={
-        200: {
-            "headers": {
-                "Link": {
-                    "description": 'Where more events exist: the address of the next page, `rel="next"`',
-                    "schema": {"type": "string"},
-                    "example": '</v1/products/1001/events?after=1042>; rel="next"',
-                }
-            }
-        },
-        **documented(*_READING_ERRORS, NotFoundError),
-    },
-)

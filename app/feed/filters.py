@@ -42,6 +42,11 @@ class Filters(Parameters):
         False, description="Also events that are older than their entity's state was when they came"
     )
 
+    @property
+    def narrow(self) -> bool:
+        """Whether few events may pass, the entity's id aside."""
+        return bool(self.entity_type or self.action or self.changed or self.since or self.until)
+
     def conditions(self) -> list[ColumnElement[bool]]:
         """What holds for an event that is wanted, the entity's id aside: that one has its own way (`feed.queries`)."""
         found: list[ColumnElement[bool]] = []

@@ -5,6 +5,7 @@ snapshot. Numbers become visible in their order (`app.ledger.append`), so the he
 later event can come to stand before. Wide rows are fetched last, by number, and only as many as fit into a page.
 """
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,12 @@ _SIZE = (func.coalesce(func.octet_length(events.c.data), 0) + func.octet_length(
 # for most.
 _PLAN_FOR_VALUES = text("SET LOCAL plan_cache_mode = force_custom_plan")
 
+_LEAST_WALKED = 10_000
+_WALKED_PER_EVENT = 100
+"""How many events are looked at in order before the indexes are asked: some milliseconds' worth."""
+
+_Sized = Row[int, int]
+
 
 async def head(connection: AsyncConnection) -> int:
     """The position behind the newest event; 0 while there is none."""
@@ -36,13 +43,13 @@ async def page(connection: AsyncConnection, filters: Filters, *, after: int, lim
     all that the filters skipped.
     """
     await connection.execute(_PLAN_FOR_VALUES)
-    found = (await connection.execute(_numbers(filters, after, limit + 1))).all()
+    newest = await head(connection)
+    found = await _find(connection, filters, after=after, newest=newest, count=limit + 1)
     count = fitting([row.size for row in found], limit)
     sequences = [row.sequence for row in found[:count]]
-    if count < len(found):
-        return EventPageRecord(await _load(connection, sequences), after=sequences[-1], has_more=True)
-    position = max(after, await head(connection))
-    return EventPageRecord(await _load(connection, sequences), after=position, has_more=False)
+    has_more = count < len(found)
+    position = sequences[-1] if has_more else max(after, newest)
+    return EventPageRecord(await _load(connection, sequences), after=position, has_more=has_more)
 
 
 async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None:
@@ -51,25 +58,51 @@ async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None
     return None if row is None else _record(row)
 
 
-def _numbers(filters: Filters, after: int, count: int) -> Select[tuple[int, int]]:
-    """Number and size (bytes) of the first `count` wanted events behind `after`, in order."""
+async def _find(
+    connection: AsyncConnection, filters: Filters, *, after: int, newest: int, count: int
+) -> Sequence[_Sized]:
+    """Number and size (bytes) of the first `count` wanted events behind `after`, in order.
+
+    Which way is short depends on how many events pass and where they lie, which Postgres cannot know: it takes them to be
+    spread evenly. So the road itself is walked for a while, which is all for who reads dense events or is near the head;
+    whatever is rarer than that is then looked up in the indexes of what was asked for.
+    """
+    if filters.entity_id:
+        return (await connection.execute(_of_entities(filters, after, count))).all()
     behind = select(events.c.sequence, _SIZE).where(events.c.sequence > after, *filters.conditions())
-    if not filters.entity_id:
-        return behind.order_by(events.c.sequence).limit(count)
-    # Each entity's events stand in the index in their order: take the first few of each and merge them.
-    pairs = [
-        (entity_type, entity_id) for entity_type in filters.entity_type or EntityType for entity_id in filters.entity_id
-    ]
+    in_order = behind.order_by(events.c.sequence).limit(count)
+    if not filters.narrow:
+        return (await connection.execute(in_order)).all()
+
+    first = await connection.scalar(select(func.min(events.c.sequence)).where(events.c.sequence > after))
+    if first is None:
+        return []
+    end = first + max(_LEAST_WALKED, count * _WALKED_PER_EVENT)
+    found = (await connection.execute(in_order.where(events.c.sequence <= end))).all()
+    if len(found) == count or end >= newest:
+        return found
+    # The sum with 0 keeps Postgres from walking on in order, in the hope to be done soon.
+    looked_up = behind.where(events.c.sequence > end).order_by(events.c.sequence + 0).limit(count - len(found))
+    return [*found, *(await connection.execute(looked_up)).all()]
+
+
+def _of_entities(filters: Filters, after: int, count: int) -> Select[int, int]:
+    """The first events of certain entities: each one's stand in an index in their order, so take a few of each and merge."""
+    entity_types = filters.entity_type or EntityType
+    pairs = [(entity_type, entity_id) for entity_type in entity_types for entity_id in filters.entity_id]
     wanted = (
-        func.unnest(
-            cast([entity_type for entity_type, _ in pairs], ARRAY(Text)),
-            cast([entity_id for _, entity_id in pairs], ARRAY(Text)),
-        )
+        func.unnest(cast([one for one, _ in pairs], ARRAY(Text)), cast([one for _, one in pairs], ARRAY(Text)))
         .table_valued("entity_type", "entity_id", name="wanted")
         .render_derived()
     )
     of_entity = (
-        behind.where(events.c.entity_type == wanted.c.entity_type, events.c.entity_id == wanted.c.entity_id)
+        select(events.c.sequence, _SIZE)
+        .where(
+            events.c.entity_type == wanted.c.entity_type,
+            events.c.entity_id == wanted.c.entity_id,
+            events.c.sequence > after,
+            *filters.conditions(),
+        )
         .order_by(events.c.sequence)
         .limit(count)
         .lateral("of_entity")

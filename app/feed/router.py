@@ -20,7 +20,7 @@ from app.feed import queries
 from app.feed.filters import Filters
 from app.feed.schemas import Event, EventPage
 from app.feed.waiting import LONGEST_WAIT, page_when_there
-from app.paging import NoParameters, Page, Position, Seconds, next_link, read_query
+from app.paging import NoParameters, Page, Position, Seconds, link_header, next_link, read_query
 from app.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["feed"])
@@ -47,15 +47,7 @@ class EventListParameters(Filters, Page):
     summary="The feed of events, oldest first",
     response_model=EventPage,
     responses={
-        200: {
-            "headers": {
-                "Link": {
-                    "description": 'Where more events exist: the address of the next page, `rel="next"`',
-                    "schema": {"type": "string"},
-                    "example": '</v1/events?limit=100&after=1042>; rel="next"',
-                }
-            }
-        },
+        200: {"headers": link_header("/v1/events?limit=100&after=1042")},
         **documented(*_READING_ERRORS),
     },
 )

@@ -25,7 +25,9 @@ class Reader:
     http: httpx.AsyncClient
     engine: AsyncEngine
 
-    async def get(self, path: str, params: Mapping[str, Any] | None = None, **headers: str) -> httpx.Response:
+    async def get(
+        self, path: str, params: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         """The answer to a call that must succeed."""
         response = await self.http.get(path, params=params, headers=headers)
         assert response.status_code == 200, response.text

@@ -30,7 +30,9 @@ async def test_everything_that_reads_wants_a_key_with_the_scope_read(reader: Rea
     for asked in (path, f"{path}?unknown=1&unknown=2"):
         problem = await reader.problem(401, asked, headers={"Authorization": ""})
         assert problem["type"] == "/problems/key-missing"
-        await reader.problem(403, asked, **bearer(await a_key(reader, Scope.WRITE, Scope.ADMIN, name=f"no {asked}"[:100])))
+        await reader.problem(
+            403, asked, **bearer(await a_key(reader, Scope.WRITE, Scope.ADMIN, name=f"no {asked}"[:100]))
+        )
     response = await reader.http.get(path, **bearer(await a_key(reader, Scope.READ)))
     assert response.status_code in {200, 404}
 
@@ -50,7 +52,7 @@ async def test_everything_that_reads_wants_a_key_with_the_scope_read(reader: Rea
     ],
 )
 async def test_a_missing_or_wrong_key_is_401_with_a_challenge(reader: Reader, authorization: str) -> None:
-    response = await reader.http.get("/v1/events", headers={"Authorization": authorization.encode("latin-1")})
+    response = await reader.http.get("/v1/events", headers={b"Authorization": authorization.encode("latin-1")})
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
     assert response.json()["type"] == "/problems/key-missing"
     assert "jr_" not in response.text

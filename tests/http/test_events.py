@@ -3,13 +3,20 @@
 import asyncio
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+from starlette.types import Message
 
+from app.db.wakeup import Wakeup
 from app.domain.values import Action
+from app.feed.filters import Filters
 from app.feed.schemas import Event, EventPage, EventPageRecord, EventRecord
+from app.feed.waiting import page_when_there
 from tests.builders import NOW, an_event, events_of
 from tests.http.conftest import Reader
 
@@ -156,6 +163,11 @@ async def test_every_filter_keeps_what_it_names_and_several_values_mean_any_of_t
     assert found == expected
 
 
+def test_every_filter_is_in_the_guide_for_readers() -> None:
+    guide = (Path(__file__).parents[2] / "docs/reading.md").read_text()
+    assert [name for name in Filters.model_fields if f"`{name}" not in guide] == []
+
+
 async def test_the_history_of_many_entities_is_merged_in_order(reader: Reader) -> None:
     rows = [await an_event(reader.engine, entity_id=str(number % 3)) for number in range(9)]
     wanted = [row["sequence"] for row in rows if row["entity_id"] != "1"]
@@ -268,6 +280,16 @@ async def test_wait_ends_at_once_when_the_process_stops(reader: Reader) -> None:
     assert all(answer.json()["events"] == [] for answer in answers)
 
 
+async def test_wait_ends_when_the_caller_hangs_up(database: str, engine: AsyncEngine) -> None:
+    async def hung_up() -> Message:
+        return {"type": "http.disconnect"}
+
+    async with Wakeup(database) as wakeup, asyncio.timeout(10):
+        request = Request({"type": "http", "state": {"engine": engine, "wakeup": wakeup}}, hung_up)
+        page = await page_when_there(request, Filters(), after=0, limit=1, wait=60)
+    assert page.events == []
+
+
 async def test_who_waits_holds_no_connection(reader: Reader) -> None:
     """More waiters than the pool has connections, and a plain reader is served all the same."""
     waiting = [asyncio.create_task(reader.get("/v1/events", {"wait": 30})) for _ in range(25)]
@@ -287,7 +309,7 @@ async def test_who_waits_holds_no_connection(reader: Reader) -> None:
 async def _idle(reader: Reader) -> bool:
     """Whether nothing but this very query is in a transaction on the database."""
     async with reader.engine.connect() as connection:
-        busy = await connection.scalar(
+        busy: int | None = await connection.scalar(
             text(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND state <> 'idle' AND pid <> pg_backend_pid()"

@@ -1,10 +1,10 @@
 """Every error leaves as a problem document, and none says more than it may."""
 
-import asyncio
 import importlib
 import logging
 import pkgutil
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,6 +41,13 @@ def test_every_error_that_a_request_may_meet_has_its_place_in_the_table() -> Non
         importlib.import_module(module.name)
     everyone = {ReceiverError, *subclasses(ReceiverError)}
     assert {error for error in everyone if error.__module__ != "app.demo"} == KINDS.keys()
+
+
+def test_every_type_is_in_the_guide_for_readers_with_its_status() -> None:
+    guide = (Path(__file__).parents[2] / "docs/reading.md").read_text()
+    rows = [row for row in guide.splitlines() if row.startswith("| `/problems/")]
+    for kind in KINDS.values():
+        assert any(f"`{kind.type}`" in row and f"| {kind.status} |" in row for row in rows), kind.type
 
 
 def test_types_name_one_status_and_title_each() -> None:
@@ -192,15 +199,3 @@ async def test_the_instance_is_a_uri_reference_whatever_the_path(reader: Reader,
     instance = (await reader.problem(404, path))["instance"]
     assert instance.isascii()
     assert not set(instance) & set(' ?#\0"')
-
-
-async def test_bytes_in_a_query_that_are_no_utf_8_are_refused_and_break_nothing(reader: Reader) -> None:
-    url = reader.http.base_url
-    incoming, outgoing = await asyncio.open_connection(url.host, url.port)
-    authorization = reader.http.headers["Authorization"].encode()
-    outgoing.write(b"GET /v1/products?\xff\xfe=1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n")
-    outgoing.write(b"Authorization: " + authorization + b"\r\n\r\n")
-    answer = await incoming.read()
-    outgoing.close()
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b'"errors":[{' in answer

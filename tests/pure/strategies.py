@@ -140,7 +140,9 @@ def damaged(draw: st.DrawFn) -> bytes:
     text = bytearray(spell(draw(values), draw(st.randoms(use_true_random=False))))
     for _ in range(draw(st.integers(0, 3))):
         position = draw(st.integers(0, len(text)))
-        piece = draw(st.sampled_from([b"", b"\\", b'"', b"{", b"]", b",", b":", b"0", b"-", b"NaN", b"\x00", b"\xff", b" "]))
+        piece = draw(
+            st.sampled_from([b"", b"\\", b'"', b"{", b"]", b",", b":", b"0", b"-", b"NaN", b"\x00", b"\xff", b" "])
+        )
         text[position : position + draw(st.integers(0, 2))] = piece
     return bytes(text)
 

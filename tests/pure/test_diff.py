@@ -41,7 +41,8 @@ def _apply(changes: Json, before: Json) -> Json:
     holder = {"": deepcopy(before)}
     for change in changes:
         level: Json = holder
-        *way, last = ["", *change["path"].split("/")[1:]]
+        steps: list[str] = change["path"].split("/")  # the first one is empty, and leads into the holder
+        *way, last = steps
         for step in way:
             level = level[_key(level, step)]
         key = _key(level, last)

@@ -36,7 +36,7 @@ data = st.dictionaries(st.sampled_from(["name", "price", "x"]), scalars, min_siz
 @given(data, st.randoms(use_true_random=False))
 def test_a_retry_is_known_again_however_it_is_spelled(inside: dict[str, Json], random: Random) -> None:
     body = _callback(**inside, updated_at=STAMP)
-    assume(b"\\ud" not in compact(body))  # lone surrogates count letter by letter
+    assume(not compact(body).count(b"\\ud"))  # lone surrogates count letter by letter
     assert _keys(body) == _keys(body, random=random) != set()
 
 
@@ -83,7 +83,11 @@ def test_an_event_timestamp_makes_the_same_body_a_duplicate_and_another_one_not(
 
 
 def test_the_same_data_under_another_action_or_for_another_entity_is_no_duplicate() -> None:
-    bodies = [_callback(action, entity_id, updated_at=STAMP, name="x") for action in ("created", "updated", None) for entity_id in "12"]
+    bodies = [
+        _callback(action, entity_id, updated_at=STAMP, name="x")
+        for action in ("created", "updated", None)
+        for entity_id in "12"
+    ]
     keys = [key for body in bodies for key in _keys(body)]
     assert len(set(keys)) == len(keys) == len(bodies)
 
@@ -91,7 +95,9 @@ def test_the_same_data_under_another_action_or_for_another_entity_is_no_duplicat
 def test_an_inferred_action_is_the_same_before_and_after_the_entity_was_known() -> None:
     """The first one becomes a create; its retry must not count as an update."""
     reading = Reading("1", None, compact({"updated_at": STAMP}), stamped=True, data_stamped=True)
-    assert idempotency_keys(EntityType.PRODUCT, reading, b"") == idempotency_keys(EntityType.PRODUCT, reading, None) != ()
+    assert (
+        idempotency_keys(EntityType.PRODUCT, reading, b"") == idempotency_keys(EntityType.PRODUCT, reading, None) != ()
+    )
     assert not {*idempotency_keys(EntityType.PRODUCT, reading, None)} & {
         *idempotency_keys(EntityType.PRODUCT, replace(reading, action=Action.CREATE), None)
     }
@@ -120,7 +126,10 @@ def test_entity_types_have_keys_of_their_own() -> None:
 @given(st.text(max_size=5), st.text(max_size=5), st.text(max_size=5), st.text(max_size=5))
 def test_no_two_pairs_of_ids_run_together(entity: str, delivery: str, other_entity: str, other_delivery: str) -> None:
     one, other = ((entity, delivery), (other_entity, other_delivery))
-    keys = {pair: idempotency_keys(EntityType.PRODUCT, Reading(pair[0], delivery_key=pair[1]), None) for pair in (one, other)}
+    keys = {
+        pair: idempotency_keys(EntityType.PRODUCT, Reading(pair[0], delivery_key=pair[1]), None)
+        for pair in (one, other)
+    }
     assert len(set(keys.values())) == len({one, other})
 
 

@@ -78,7 +78,8 @@ def test_the_secret_within_the_two_top_levels_of_the_body_is_proof(body: Json, p
 
 
 @pytest.mark.parametrize(
-    "body", [{"a": {"b": {"secret": SECRET}}}, {"a": [[SECRET]]}, [[[SECRET]]], {SECRET: 1}, SECRET, {"a": f"{SECRET} "}]
+    "body",
+    [{"a": {"b": {"secret": SECRET}}}, {"a": [[SECRET]]}, [[[SECRET]]], {SECRET: 1}, SECRET, {"a": f"{SECRET} "}],
 )
 def test_nothing_else_in_the_body_is(body: Json) -> None:
     """No third level, no name of a member, no body that is the secret, no string that only holds it."""
@@ -93,7 +94,9 @@ def test_a_pinned_pointer_may_go_deeper() -> None:
 
 
 @given(objects, st.lists(names, min_size=1, max_size=2), randoms)
-def test_the_secret_is_found_however_the_body_is_spelled(around: dict[str, Json], way: list[str], random: Random) -> None:
+def test_the_secret_is_found_however_the_body_is_spelled(
+    around: dict[str, Json], way: list[str], random: Random
+) -> None:
     inside: Any = SECRET
     for name in reversed(way):
         inside = {name: inside}
@@ -105,9 +108,7 @@ def test_the_secret_is_found_however_the_body_is_spelled(around: dict[str, Json]
     assert "\0" not in place
 
 
-@pytest.mark.parametrize(
-    "location", ["header:x-secret", "body:/secret", "hmac-sha256:x-signature", "header:X-Secret"]
-)
+@pytest.mark.parametrize("location", ["header:x-secret", "body:/secret", "hmac-sha256:x-signature", "header:X-Secret"])
 def test_a_pinned_place_is_the_only_one(location: str) -> None:
     """`auto` never narrows by itself, but an operator may narrow it."""
     headers: Headers = (("x-secret", SECRET), ("x-signature", _signature().hex()))

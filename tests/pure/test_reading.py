@@ -14,7 +14,20 @@ from app.domain.values import ENTITY_TYPE_OF, Action, EntityType, Headers, Readi
 from app.jasper import wire
 from app.jasper.reading import interpret, parse_time
 from app.jasper.redact import BLANK
-from tests.pure.strategies import HOSTILE, Json, Number, compact, damaged, meaning, objects, parse, spell, states, texts, values
+from tests.pure.strategies import (
+    HOSTILE,
+    Json,
+    Number,
+    compact,
+    damaged,
+    meaning,
+    objects,
+    parse,
+    spell,
+    states,
+    texts,
+    values,
+)
 
 PAYLOADS = Path(__file__).parents[2] / "docs" / "payloads.md"
 PRODUCT = EntityType.PRODUCT
@@ -66,7 +79,9 @@ def test_the_page_has_both_tables() -> None:
 
 identifiers = st.integers(0, 99).map(lambda number: Number(str(number))) | st.sampled_from(["1", "a-1", "", "\0", "é"])
 words = st.sampled_from(["update", "product.created", "ProductDeleted", "category.updated", "simple", "", BLANK])
-times = st.sampled_from(["2026-01-02T03:04:05Z", "Tue Feb 7 19:05:03 UTC 2017", "soon", Number("1767323045"), Number("1e9")])
+times = st.sampled_from(
+    ["2026-01-02T03:04:05Z", "Tue Feb 7 19:05:03 UTC 2017", "soon", Number("1767323045"), Number("1e9")]
+)
 entities = st.fixed_dictionaries(
     {},
     optional={
@@ -126,12 +141,14 @@ def test_reading_is_total_and_its_data_is_a_slice_of_the_body(
     assert "\0" not in reading.entity_id
     assert reading.delivery_key != BLANK
     assert len(reading.entity_id.encode()) <= 512
-    assert reading.data is None or (reading.data in body and isinstance(parse(reading.data), dict))
+    assert reading.data is None or (body.count(reading.data) and isinstance(parse(reading.data), dict))
     assert reading.occurred_at is None or reading.occurred_at.tzinfo is UTC
 
 
 @given(envelopes, headers_of_calls, randoms)
-def test_the_reading_is_the_same_for_every_spelling_of_a_payload(payload: Json, headers: Headers, random: Random) -> None:
+def test_the_reading_is_the_same_for_every_spelling_of_a_payload(
+    payload: Json, headers: Headers, random: Random
+) -> None:
     """White space, order of members and escapes say nothing."""
     one = interpret(PRODUCT, headers, compact(payload), {})
     other = interpret(PRODUCT, headers, spell(payload, random), {})
@@ -292,7 +309,9 @@ def test_a_time_is_understood_in_every_usual_spelling(text: str, expected: datet
     assert parse_time(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "soon", "5", "2026-01-02", "2026-13-02T00:00:00Z", "1e9", "0001-01-01T00:00:00+01:00"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "5", "2026-01-02", "2026-13-02T00:00:00Z", "1e9", "0001-01-01T00:00:00+01:00"]
+)
 def test_what_is_no_time_is_none(text: str) -> None:
     assert parse_time(text) is None
 

@@ -11,7 +11,7 @@ from app.jasper.redact import BLANK, redact_body, redact_headers
 from tests.pure.strategies import HOSTILE, Json, damaged, objects, parse, spell, spellings, texts, values
 
 SECRET = "whsec_7f/Zs+9aQ=="
-OTHER = "whsec_another\\one\"é"
+OTHER = 'whsec_another\\one"é'
 SHORT = "s3cret"
 
 randoms = st.randoms(use_true_random=False)
@@ -34,7 +34,12 @@ def test_a_secret_is_blanked_in_every_spelling_and_place(
 ) -> None:
     """As a whole string, as part of one, as a name; what stands around it is the same as before."""
     assume(secret not in before + after)
-    body = {**around, "whole": secret, "part": [f"{before}{secret}{after}"], "nested": {secret: {"x": f"Bearer {secret}"}}}
+    body = {
+        **around,
+        "whole": secret,
+        "part": [f"{before}{secret}{after}"],
+        "nested": {secret: {"x": f"Bearer {secret}"}},
+    }
     found = parse(redact_body(spell(body, random), [secret]))
     expected = before + BLANK + after if before or after else BLANK
     assert found == {**around, "whole": BLANK, "part": [expected], "nested": {BLANK: {"x": BLANK}}}
@@ -71,7 +76,7 @@ def test_redaction_is_total_and_can_be_repeated(body: bytes, known: list[str]) -
 
 @given(values, randoms, secrets)
 def test_json_stays_json(value: Json, random: Random, known: list[str]) -> None:
-    body = spell([value, *known, {name: value for name in known}], random)
+    body = spell([value, *known, dict.fromkeys(known, value)], random)
     assert len(parse(redact_body(body, known))) == len(known) + 2
 
 

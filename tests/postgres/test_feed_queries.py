@@ -1,0 +1,90 @@
+"""Pages of the feed against a real Postgres: every way to find events finds the same ones."""
+
+import random
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.db.engine import reading
+from app.db.tables import events
+from app.feed import queries
+from app.feed.filters import Filters
+from app.ids import new_id
+from tests.builders import NOW
+
+COUNT = 90
+
+
+def some_events(chance: random.Random) -> list[dict[str, Any]]:
+    """Events with holes between their numbers; some values are frequent, some rare, some only at the beginning."""
+    return [
+        {
+            "sequence": 3 * number + chance.randrange(3),
+            "id": new_id(),
+            "entity_type": "brand" if number < COUNT // 4 else chance.choice(["product", "category"]),
+            "entity_id": str(chance.randrange(10)),
+            "action": chance.choice(["create", "update", "update", "update"]) if number != COUNT // 2 else "delete",
+            "action_inferred": False,
+            "stale": chance.random() < 0.2,
+            "source": "webhook",
+            "received_at": NOW,
+            "changed": chance.sample(["price", "stock", "name"], chance.randrange(3)),
+            "changes": "[]",
+        }
+        for number in range(1, COUNT + 1)
+    ]
+
+
+def passes(event: dict[str, Any], filters: Filters) -> bool:
+    return (
+        (not filters.entity_type or event["entity_type"] in filters.entity_type)
+        and (not filters.entity_id or event["entity_id"] in filters.entity_id)
+        and (not filters.action or event["action"] in filters.action)
+        and (not filters.changed or not set(filters.changed).isdisjoint(event["changed"]))
+        and (filters.include_stale or not event["stale"])
+    )
+
+
+async def follow(engine: AsyncEngine, filters: Filters, *, after: int, limit: int) -> list[int]:
+    """The numbers of all events that a reader gets who goes on until there is no more."""
+    seen: list[int] = []
+    while True:
+        async with reading(engine) as connection:
+            page = await queries.page(connection, filters, after=after, limit=limit)
+            assert page.after >= after
+            assert not page.has_more or len(page.events) == limit
+            head = await queries.head(connection)
+        seen += [event.sequence for event in page.events]
+        after = page.after
+        if not page.has_more:
+            assert after == head
+            return seen
+
+
+@pytest.mark.parametrize("walked", [1, 40, 10_000])
+async def test_a_reader_gets_every_wanted_event_once_and_in_order(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, walked: int
+) -> None:
+    """However far the feed is walked in order before the indexes are asked."""
+    monkeypatch.setattr(queries, "_LEAST_WALKED", walked)
+    monkeypatch.setattr(queries, "_WALKED_PER_EVENT", 0)
+    chance = random.Random(7)
+    rows = some_events(chance)
+    async with engine.begin() as connection:
+        await connection.execute(insert(events), rows)
+    for _ in range(25):
+        filters = Filters.model_validate(
+            {
+                "entity_type": tuple(chance.sample(["product", "category", "brand"], chance.choice([0, 0, 1, 2]))),
+                "entity_id": tuple(map(str, chance.sample(range(12), chance.choice([0, 0, 1, 3])))),
+                "action": tuple(chance.sample(["create", "update", "delete"], chance.choice([0, 0, 1, 2]))),
+                "changed": tuple(chance.sample(["price", "stock", "nothing"], chance.choice([0, 0, 1, 2]))),
+                "include_stale": chance.random() < 0.5,
+            }
+        )
+        after = chance.choice([0, 0, 50, 200])
+        limit = chance.choice([4, 10, 30, 1000])
+        wanted = [row["sequence"] for row in rows if row["sequence"] > after and passes(row, filters)]
+        assert await follow(engine, filters, after=after, limit=limit) == wanted, filters
