@@ -95,6 +95,12 @@ def test_a_short_secret_is_blanked_only_as_a_whole_value(body: bytes, expected: 
     assert redact_body(body, [SHORT]) == expected
 
 
+def test_an_escaped_backslash_is_not_the_begin_of_another_escape() -> None:
+    """The string is a backslash and `u0077hsec…`, in which no secret stands."""
+    body = rb'{"a":"\\u0077%b"}' % SECRET[1:].encode()
+    assert redact_body(body, [SECRET]) == body
+
+
 def test_digits_are_never_taken_out_of_a_number() -> None:
     body = b'{"id":123456789012,"price":9123456789012.5,"a":"123456789012"}'
     assert redact_body(body, ["123456789012"]) == body.replace(b'"123456789012"', b'"[redacted]"')
