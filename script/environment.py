@@ -29,7 +29,7 @@ PARTS = {"embedded": ("embedded",), "development": ("development", "embedded")}
 def main(lock: str) -> None:
     """Make the environment satisfy `lock`, and say so where there is something to do."""
     with (ROOT / "pyproject.toml").open() as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # let go when this process ends, however it ends
+        take_turn(turn.fileno())
         wanted = {part: digest(part) for part in PARTS[lock]}
         if installed().items() >= wanted.items() and is_usable():
             return
@@ -51,6 +51,16 @@ def main(lock: str) -> None:
         STAMP.write_text(json.dumps(wanted))
         UNFINISHED.unlink()
         say(f"done in {time.monotonic() - started:.0f} s")
+
+
+def take_turn(file: int) -> None:
+    """Wait until no other run is at work. The turn ends with this process and those it started, however they end."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("waiting for another run that is making .venv …")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    os.set_inheritable(file, True)  # noqa: FBT003 - positional only
 
 
 def digest(lock: str) -> str:
@@ -87,7 +97,7 @@ def pip(*arguments: str | Path) -> None:
 def run(*command: str | Path) -> None:
     """Run a command, which is heard only where it fails; then so does this program."""
     result = subprocess.run(  # noqa: S603 - pip and venv
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, close_fds=False
     )
     if result.returncode != 0:
         say(result.stdout)

@@ -26,8 +26,9 @@ UNREACHABLE = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the connection was cut while the driver was between two messages
 )
 """What asyncpg raises where Postgres cannot be reached or went away."""
 

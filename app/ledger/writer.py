@@ -202,7 +202,9 @@ class Writer:
         await _translated(transaction.start)
         try:
             return transaction, await _translated(lambda: append(connection, entries))
-        except BaseException:
+        except Exception as exc:
+            if connection.is_closed():  # whatever it looks like, the row is not at fault
+                raise _BrokenError from exc
             with suppress(Exception):
                 await transaction.rollback()
             raise
@@ -237,9 +239,9 @@ async def _translated(work: Callable[[], Awaitable[_T]]) -> _T:
     """Run `work`; trouble of the moment becomes DatabaseUnavailableError or _BrokenError, a fault of the row stays."""
     try:
         return await work()
-    except asyncpg.DataError:  # the driver's own, and one of its connection errors by descent
-        raise
     except UNREACHABLE as exc:
+        if isinstance(exc, ValueError):  # a value that the driver refuses; by descent one of its connection errors
+            raise
         raise _BrokenError from exc
     except asyncpg.PostgresError as exc:
         if (exc.sqlstate or "")[:2] in _ABOUT_THE_ROW:

@@ -228,10 +228,12 @@ async def test_the_history_tells_all_of_one_entity_oldest_first_stale_ones_inclu
     EventPage.model_validate(page)
 
 
-async def test_the_history_pages_like_the_feed(reader: Reader) -> None:
-    await an_entity(reader.engine, entity_id="a/b")
-    await an_event(reader.engine, entity_id="a/b")
-    response = await reader.get("/v1/products/a%2Fb/events?limit=1")
+@pytest.mark.parametrize("entity_id", ["1001", "a/b", ".."])
+async def test_the_history_pages_like_the_feed(reader: Reader, entity_id: str) -> None:
+    """The address of the next page keeps the id escaped as it was given."""
+    await an_entity(reader.engine, entity_id=entity_id)
+    await an_event(reader.engine, entity_id=entity_id)
+    response = await reader.get(f"{path_of(entity_id)}/events?limit=1")
     page = response.json()
     assert (page["has_more"], page["after"]) == (True, page["events"][0]["sequence"])
     rest = (await reader.get(response.links["next"]["url"])).json()

@@ -17,6 +17,7 @@ from app.domain.values import Action
 from app.feed.filters import Filters
 from app.feed.schemas import Event, EventPage, EventPageRecord, EventRecord
 from app.feed.waiting import page_when_there
+from app.paging import MOST_BYTES, fitting
 from tests.builders import NOW, an_event, events_of
 from tests.http.conftest import Reader
 
@@ -183,6 +184,21 @@ async def test_a_page_ends_early_rather_than_grow_huge(reader: Reader) -> None:
     page = (await reader.get("/v1/events")).json()
     assert (len(page["events"]), page["has_more"], page["after"]) == (1, True, rows[0]["sequence"])
     assert await sequences(reader, after=page["after"]) == [rows[1]["sequence"]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "count"),
+    [
+        ([], 10, 0),
+        ([1, 1, 1], 2, 2),
+        ([1, 1, 1], 3, 3),
+        ([MOST_BYTES + 1, 1], 10, 1),
+        ([1, MOST_BYTES], 10, 1),
+        ([1, MOST_BYTES - 1, 1], 10, 2),
+    ],
+)
+def test_a_page_has_an_item_however_large_and_then_only_what_fits(sizes: list[int], limit: int, count: int) -> None:
+    assert fitting(sizes, limit) == count
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 The scripts run as they are, in a made-up checkout whose programs only tell how they were called; nothing is installed.
 """
 
+import fcntl
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,37 @@ def test_two_runs_at_once_install_once(installer: Installer) -> None:
     for run in runs:
         run.join(10)
     assert installer.ran == EVERYTHING
+
+
+def test_a_turn_lasts_until_the_programs_it_started_have_ended(tmp_path: Path) -> None:
+    """A killed run leaves its pip behind, which must not meet the next run's."""
+    (tmp_path / "turn").touch()
+    started, stop = tmp_path / "started", tmp_path / "stop"
+    waits = f"""
+import pathlib, time
+pathlib.Path({str(started)!r}).touch()
+while not pathlib.Path({str(stop)!r}).exists():
+    time.sleep(0.01)
+"""
+    with (tmp_path / "turn").open() as first, (tmp_path / "turn").open() as second:
+        module = load_environment()
+        module.take_turn(first.fileno())
+        left_behind = threading.Thread(target=module.run, args=(sys.executable, "-c", waits))
+        left_behind.start()
+        wait_for(started)
+        first.close()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stop.touch()
+        left_behind.join(10)
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 10
+    while not file.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_step_that_fails_is_shown_and_ends_the_installation(capfd: pytest.CaptureFixture[str]) -> None:
