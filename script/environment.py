@@ -60,7 +60,7 @@ def take_turn(file: int) -> None:
     except BlockingIOError:
         say("waiting for another run that is making .venv …")
         fcntl.flock(file, fcntl.LOCK_EX)
-    os.set_inheritable(file, True)  # noqa: FBT003 - positional only
+    os.set_inheritable(file, True)
 
 
 def digest(lock: str) -> str:
