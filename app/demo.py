@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import asyncpg
@@ -188,7 +189,7 @@ Try in another terminal:
   {curl} '{receiver.url}/v1/events?changed=price&wait=30'
   {curl} '{receiver.url}/v1/products?limit=2'
   curl -s {receiver.url}/readyz
-  DATA_DIR={directory} {shutil.which("jasper-receiver") or "jasper-receiver"} events tail
+  DATA_DIR={quote(str(directory))} {quote(shutil.which("jasper-receiver") or "jasper-receiver")} events tail
 
 Ctrl-C ends everything. The feed, as it comes:
 """

@@ -288,10 +288,12 @@ while not pathlib.Path({str(stop)!r}).exists():
         left_behind.start()
         wait_for(started)
         first.close()
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stop.touch()
-        left_behind.join(10)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            stop.touch()
+            left_behind.join(10)
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
