@@ -20,11 +20,14 @@ from app.problems import instance_of
 
 MOST_ITEMS = 1000
 DEFAULT_ITEMS = 100
+LONGEST_WAIT = 60
+"""Seconds."""
+
 MOST_BYTES = 16 * 1024 * 1024
 """A page ends early rather than grow much beyond this: items may have megabytes each."""
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
-_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
+_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?")
 # RFC 3339, section 5.6; seconds may be left out.
 _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)",
@@ -82,11 +85,12 @@ def _storable(value: str) -> str:
     return value
 
 
-Position = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=2**63 - 1)]
+# Bounds stand before the validators: behind them they would hold too, but be missing from the OpenAPI document.
+Position = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole_number)]
 """A place in the feed: the sequence of the last event already seen; 0 is before the first."""
 
-Limit = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_ITEMS)]
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+Limit = Annotated[int, Field(ge=1, le=MOST_ITEMS), BeforeValidator(_whole_number)]
+Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT), BeforeValidator(_seconds)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 SearchText = Annotated[str, AfterValidator(_storable)]

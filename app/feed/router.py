@@ -19,8 +19,8 @@ from app.errors import (
 from app.feed import queries
 from app.feed.filters import Filters
 from app.feed.schemas import Event, EventPage
-from app.feed.waiting import LONGEST_WAIT, page_when_there
-from app.paging import NoParameters, Page, Position, Seconds, link_header, next_link, read_query
+from app.feed.waiting import page_when_there
+from app.paging import NoParameters, Page, Position, Wait, link_header, next_link, read_query
 from app.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["feed"])
@@ -36,9 +36,7 @@ class EventListParameters(Filters, Page):
         description="Only events behind this position: the `after` of the page before. Missing: from the oldest kept",
         examples=[1041],
     )
-    wait: Annotated[Seconds, Field(ge=0, le=LONGEST_WAIT)] = Field(
-        0, description="Seconds to hold the request until there is an event", examples=[30]
-    )
+    wait: Wait = Field(0, description="Seconds to hold the request until there is an event", examples=[30])
 
 
 @router.get(

@@ -11,7 +11,6 @@ from app.feed import queries
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord
 
-LONGEST_WAIT = 60.0
 _POLL = 2.0
 """Seconds after which a waiter looks again, even unasked: a notification is a hint that may have been lost."""
 

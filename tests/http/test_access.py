@@ -1,5 +1,6 @@
 """Who may call what: keys, their scopes, and what is said to whom."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -124,7 +125,7 @@ async def test_the_last_use_of_a_key_is_noted_once_a_minute(engine: AsyncEngine)
 async def test_a_key_works_while_another_request_notes_its_use(engine: AsyncEngine) -> None:
     """Neither is the request held up by the other's row lock, nor does it fail."""
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
-    async with engine.begin() as connection:
+    async with asyncio.timeout(10), engine.begin() as connection:
         await connection.execute(text("SELECT 1 FROM api_keys FOR UPDATE"))
         assert await verify_key(engine, key, now=NOW) is not None
     [stored] = await list_keys(engine)

@@ -236,5 +236,6 @@ async def test_the_history_pages_like_the_feed(reader: Reader, entity_id: str) -
     response = await reader.get(f"{path_of(entity_id)}/events?limit=1")
     page = response.json()
     assert (page["has_more"], page["after"]) == (True, page["events"][0]["sequence"])
+    assert response.links["next"]["url"].startswith(f"{path_of(entity_id)}/events?")
     rest = (await reader.get(response.links["next"]["url"])).json()
     assert (len(rest["events"]), rest["has_more"]) == (1, False)

@@ -100,6 +100,14 @@ async def test_answers_are_as_described(reader: Reader, document: dict[str, Any]
     validator_for(wrong).validate(problem)
 
 
+def test_bounds_of_parameters_are_told(document: dict[str, Any]) -> None:
+    schemas = {one["name"]: one["schema"] for one in document["paths"]["/v1/events"]["get"]["parameters"]}
+    after = schemas["after"]["anyOf"][0]
+    assert (schemas["limit"]["minimum"], schemas["limit"]["maximum"]) == (1, 1000)
+    assert (schemas["wait"]["minimum"], schemas["wait"]["maximum"]) == (0, 60)
+    assert (after["minimum"], after["maximum"]) == (0, 2**63 - 1)
+
+
 @pytest.mark.parametrize("path", OPERATIONS)
 def test_parameters_are_described_with_an_example_or_a_default(document: dict[str, Any], path: str) -> None:
     for parameter in document["paths"][path]["get"].get("parameters", []):
