@@ -82,6 +82,7 @@ events = Table(
     CheckConstraint("action IN ('create', 'update', 'delete')", name="action"),
     UniqueConstraint("id"),
     Index(None, "entity_type", "entity_id", "sequence"),
+    Index(None, "action", "sequence"),
     Index(None, "received_at", postgresql_using="brin"),
     Index(None, "changed", postgresql_using="gin"),
 )

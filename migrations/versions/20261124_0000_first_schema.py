@@ -107,6 +107,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name=op.f("events_id_key")),
     )
     op.create_index(op.f("events_changed_idx"), "events", ["changed"], unique=False, postgresql_using="gin")
+    op.create_index(op.f("events_action_sequence_idx"), "events", ["action", "sequence"], unique=False)
     op.create_index(
         op.f("events_entity_type_entity_id_sequence_idx"),
         "events",
@@ -211,6 +212,7 @@ def downgrade() -> None:
     op.drop_index(op.f("events_received_at_idx"), table_name="events", postgresql_using="brin")
     op.drop_index(op.f("events_entity_type_entity_id_sequence_idx"), table_name="events")
     op.drop_index(op.f("events_changed_idx"), table_name="events", postgresql_using="gin")
+    op.drop_index(op.f("events_action_sequence_idx"), table_name="events")
     op.drop_table("events")
     op.drop_table("entities")
     op.drop_index("deliveries_status_id_idx", table_name="deliveries", postgresql_where=sa.text("status <> 'accepted'"))
