@@ -101,7 +101,6 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     if with_callbacks:
         app.router.routes.extend(callbacks.routes)
     if with_api:
-        # Collections are named in the path, so what has a name of its own comes before them.
         for room in (feed, deliveries, webhooks, rejections, unproven, entities):
             app.include_router(room.router)
         if with_callbacks:

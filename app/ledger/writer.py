@@ -196,7 +196,9 @@ class Writer:
     async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.transaction.Transaction, list[Receipt]]:
         """Everything up to the commit. Raises _BrokenError where the connection broke."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await open_ledger_connection(self._dsn, patience=self._limits.patience)
+            self._connection = await _translated(
+                lambda: open_ledger_connection(self._dsn, patience=self._limits.patience)
+            )
         connection = self._connection
         transaction = connection.transaction()
         await _translated(transaction.start)

@@ -317,6 +317,22 @@ async def test_a_connection_that_is_cut_at_any_moment_is_never_taken_for_the_fau
         assert receipt.status is DeliveryStatus.ACCEPTED
 
 
+async def test_a_database_that_lets_nobody_in_is_never_taken_for_the_fault_of_a_row(
+    writer: Writer, connection: asyncpg.Connection, postgres_server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = await connection.fetchval("SELECT current_database()")
+    admin = await connect(postgres_server, application_name="test")
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    try:
+        with pytest.raises(DatabaseUnavailableError):
+            await writer.commit(a_product(1))
+    finally:
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await admin.close()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert (await writer.commit(a_product(1))).status is DeliveryStatus.ACCEPTED
+
+
 async def test_nothing_is_answered_while_the_commit_cannot_be_had(
     database: str, connection: asyncpg.Connection
 ) -> None:
