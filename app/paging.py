@@ -20,6 +20,7 @@ from app.problems import instance_of
 
 MOST_ITEMS = 1000
 DEFAULT_ITEMS = 100
+LAST_POSITION = 2**63 - 1
 LONGEST_WAIT = 60
 """Seconds."""
 
@@ -70,6 +71,15 @@ def _moment(value: object) -> object:
         raise PydanticCustomError("moment", "there is no such time") from exc
 
 
+def _point(value: object) -> object:
+    """A position, where it is a whole number, else a time with its zone."""
+    if not isinstance(value, str) or not _WHOLE_NUMBER.fullmatch(value):
+        return _moment(value)
+    if int(value) > LAST_POSITION:
+        raise PydanticCustomError("position", f"must be at most {LAST_POSITION}, or a time with its zone")
+    return int(value)
+
+
 def is_storable(value: str) -> bool:
     """Whether Postgres can hold this text: it has neither NUL nor lone surrogates. What it cannot hold is not there."""
     try:
@@ -86,13 +96,16 @@ def _storable(value: str) -> str:
 
 
 # Bounds stand before the validators: behind them they would hold too, but be missing from the OpenAPI document.
-Position = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole_number)]
+Position = Annotated[int, Field(ge=0, le=LAST_POSITION), BeforeValidator(_whole_number)]
 """A place in the feed: the sequence of the last event already seen; 0 is before the first."""
 
 Limit = Annotated[int, Field(ge=1, le=MOST_ITEMS), BeforeValidator(_whole_number)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT), BeforeValidator(_seconds)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
+PointInTime = Annotated[Annotated[int, Field(ge=0, le=LAST_POSITION)] | datetime, BeforeValidator(_point)]
+"""A position of the feed, or a time."""
+
 SearchText = Annotated[str, AfterValidator(_storable)]
 
 

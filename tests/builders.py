@@ -39,6 +39,10 @@ async def an_event(engine: AsyncEngine, **given: Any) -> dict[str, Any]:
             "changed": [],
             "changes": "[]",
             "data": '{"id": 1001}',
+            "entity_version": 1,
+            "entity_sequence": sequence,
+            "entity_data_sequence": sequence,
+            "entity_source_updated_at": None,
         } | given
         await connection.execute(insert(events), row)
         await connection.execute(text("SELECT pg_notify('feed', :position)"), {"position": str(sequence)})
@@ -62,6 +66,7 @@ async def an_entity(engine: AsyncEngine, *, data: str | None = '{"id": 1001}', *
             "data_sequence": None if data is None else event["sequence"],
             "created_at": NOW,
             "updated_at": NOW,
+            "heard_at": NOW,
             "source_updated_at": None,
             "newest_at": None,
             "deleted_at": None,

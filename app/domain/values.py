@@ -112,30 +112,43 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing for the ledger to write: what was read, and the delivery it was read from, if any."""
+    """One thing for the ledger to write: what was read, and the delivery it was read from, if any.
+
+    `received_at` is when it enters the feed. `delivery_id` is set where the delivery has an id already, because it was
+    kept before: then it is read again, or for the first time, later than it came.
+    """
 
     entity_type: EntityType
     reading: Reading | Unreadable
     received_at: datetime
     delivery: Delivery | None = None
     source: Source = Source.WEBHOOK
+    delivery_id: UUID | None = None
+
+    @property
+    def heard_at(self) -> datetime:
+        """When this was told: before `received_at` where a callback is read later than it came."""
+        return self.received_at if self.delivery is None else self.delivery.received_at
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
     """The state of one entity as the fold needs it.
 
-    `version` counts its non-stale events, `sequence` is the newest of them. `data` is the JSON text of the newest event
-    that carried data, `data_sequence` that event. `newest_at` is the newest `occurred_at` ever seen for the entity,
-    also from a repeated delete that made no event of its own; `source_updated_at` is the newest of its events.
+    `version` counts its non-stale events, `sequence` is the newest of them and `heard_at` when that was told. `data` is
+    the JSON text of the newest event that carried data, `data_sequence` that event and `data_at` its `occurred_at`.
+    `newest_at` is the newest `occurred_at` ever seen for the entity, also from a repeated delete that made no event of
+    its own; `source_updated_at` is the newest of its events.
     """
 
     version: int
     sequence: int
     data: JsonText | None
     data_sequence: int | None
+    data_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    heard_at: datetime
     source_updated_at: datetime | None
     newest_at: datetime | None
     deleted_at: datetime | None

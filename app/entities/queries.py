@@ -5,14 +5,16 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import entities, events
-from app.domain.values import EntityType
+from app.domain.values import Action, EntityType
 from app.entities.schemas import EntityPageRecord, EntityRecord
 from app.paging import fitting
 
+_newest = events.alias("newest")
+_holder = events.alias("holder")
 _COLUMNS = [
     entities.c[name]
     for name in (
@@ -30,9 +32,9 @@ class State:
     row: Row[*tuple[Any, ...]]
 
     @property
-    def sequence(self) -> int:
-        """Its newest event that is not stale."""
-        return int(self.row.sequence)
+    def tag(self) -> str:
+        """Differs from that of every other state of the entity: the number of the event that moved it last."""
+        return f'"{max(self.row.sequence, self.row.data_sequence or 0)}"'
 
     @property
     def is_deleted(self) -> bool:
@@ -77,6 +79,45 @@ async def page(
 async def state(connection: AsyncConnection, entity_type: EntityType, entity_id: str) -> State | None:
     """The state of one entity; None where it was never seen."""
     row = (await connection.execute(_one(entity_type, entity_id))).one_or_none()
+    return None if row is None else State(row)
+
+
+async def state_as_of(
+    connection: AsyncConnection, entity_type: EntityType, entity_id: str, point: int | datetime
+) -> State | None:
+    """The state that one entity had at a position of the feed, or after what was received up to a time.
+
+    None where it had not been seen by then. Every event carries what the fold made of its entity, so the last one is
+    enough; where a time is given, it is found in the index alone.
+    """
+    behind = events.c.received_at <= point if isinstance(point, datetime) else events.c.sequence <= point
+    last = (
+        select(events.c.sequence)
+        .where(events.c.entity_type == entity_type, events.c.entity_id == entity_id, behind)
+        .order_by(events.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    completed_late = events.c.entity_data_sequence > events.c.entity_sequence
+    columns = (
+        *(events.c[name] for name in ("entity_type", "entity_id")),
+        *(events.c[f"entity_{name}"].label(name) for name in ("version", "sequence", "data_sequence")),
+        entities.c.created_at,
+        case((completed_late, _holder.c.received_at), else_=_newest.c.received_at).label("updated_at"),
+        events.c.entity_source_updated_at.label("source_updated_at"),
+        case((_newest.c.action == Action.DELETE, _newest.c.received_at)).label("deleted_at"),
+    )
+    query = (
+        select(*columns)
+        .join(
+            entities,
+            (entities.c.entity_type == events.c.entity_type) & (entities.c.entity_id == events.c.entity_id),
+        )
+        .join(_newest, _newest.c.sequence == events.c.entity_sequence)
+        .outerjoin(_holder, _holder.c.sequence == events.c.entity_data_sequence)
+        .where(events.c.sequence == last)
+    )
+    row = (await connection.execute(query)).one_or_none()
     return None if row is None else State(row)
 
 

@@ -1,6 +1,7 @@
 """`/v1/{collection}`: the latest state of entities, and the history of one."""
 
 import re
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -27,8 +28,9 @@ from app.feed.schemas import EventPage
 from app.paging import (
     Flag,
     Moment,
-    NoParameters,
     Page,
+    Parameters,
+    PointInTime,
     Position,
     SearchText,
     is_storable,
@@ -58,6 +60,16 @@ class EntityListParameters(Page):
     include_deleted: Flag = Field(False, description="Also entities that are deleted")
     updated_since: Moment | None = Field(
         None, description="Only entities that changed here at this time or later", examples=["2026-11-23T10:00:00Z"]
+    )
+
+
+class EntityParameters(Parameters):
+    """What `GET /v1/{collection}/{entity_id}` takes."""
+
+    as_of: PointInTime | None = Field(
+        None,
+        description="The state at this position of the feed, or after what this service had received by this time",
+        examples=["2026-11-23T10:00:00Z", 1042],
     )
 
 
@@ -163,28 +175,36 @@ async def get_entity(
     _key: ReadKey,
     collection: CollectionName,
     entity_id: EntityId,
-    _none: NoParameters,
+    query: Annotated[EntityParameters, Depends(read_query(EntityParameters))],
     if_none_match: Annotated[
         list[str] | None, Header(description="Answer 304 if the entity still has this `ETag`", examples=['"1042"'])
     ] = None,
 ) -> Response:
-    """The entity as it is now. Its `ETag` changes with every event that moves its state."""
+    """The entity as it is now, or was at some point. Its `ETag` changes with every event that moves its state."""
     async with reading(request.state.engine) as connection:
-        state = await _known(connection, collection, entity_id)
-        etag = f'"{state.sequence}"'
-        if not state.is_deleted and _matches(if_none_match or [], etag):
-            return Response(status_code=304, headers={"ETag": etag})
+        state = await _known(connection, collection, entity_id, query.as_of)
+        if not state.is_deleted and _matches(if_none_match or [], state.tag):
+            return Response(status_code=304, headers={"ETag": state.tag})
         entity = await queries.with_data(connection, state)
     if state.is_deleted:
         raise GoneError("the entity was deleted; `entity` is its last state", extra={"entity": entity})
-    return Response(msgspec.json.encode(entity), media_type="application/json", headers={"ETag": etag})
+    return Response(msgspec.json.encode(entity), media_type="application/json", headers={"ETag": state.tag})
 
 
-async def _known(connection: AsyncConnection, collection: Collection, entity_id: str) -> queries.State:
-    """The state of an entity, deleted or not. Raises NotFoundError where it was never seen."""
-    found = await queries.state(connection, collection.entity_type, entity_id) if is_storable(entity_id) else None
+async def _known(
+    connection: AsyncConnection, collection: Collection, entity_id: str, as_of: int | datetime | None = None
+) -> queries.State:
+    """The state of an entity, deleted or not. Raises NotFoundError where it was never seen, or not by then."""
+    found = None
+    if is_storable(entity_id):
+        found = (
+            await queries.state(connection, collection.entity_type, entity_id)
+            if as_of is None
+            else await queries.state_as_of(connection, collection.entity_type, entity_id, as_of)
+        )
     if found is None:
-        raise NotFoundError(f"no {collection.entity_type} with this id was ever seen")
+        when = "was ever seen" if as_of is None else "had been seen by then"
+        raise NotFoundError(f"no {collection.entity_type} with this id {when}")
     return found
 
 

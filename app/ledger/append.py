@@ -38,6 +38,7 @@ _DELIVERY_COLUMNS = (
 _EVENT_COLUMNS = (
     *("sequence", "id", "entity_type", "entity_id", "action", "action_inferred", "stale", "source", "occurred_at"),
     *("received_at", "delivery_id", "changed", "changes", "data"),
+    *("entity_version", "entity_sequence", "entity_data_sequence", "entity_source_updated_at"),
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock($1)"
@@ -47,7 +48,7 @@ _FIND_ORIGINALS = """
     WHERE k.key = ANY($1::bytea[])
 """
 _FIND_ENTITIES = """
-    SELECT n.*, d.data, e.id AS event_id, e.delivery_id
+    SELECT n.*, d.data, d.occurred_at AS data_at, e.id AS event_id, e.delivery_id
     FROM unnest($1::text[], $2::text[]) AS wanted(entity_type, entity_id)
     JOIN entities n ON n.entity_type = wanted.entity_type AND n.entity_id = wanted.entity_id
     LEFT JOIN events e ON e.sequence = n.sequence
@@ -55,13 +56,14 @@ _FIND_ENTITIES = """
 """
 _NUMBERS = "SELECT nextval('event_sequence') FROM generate_series(1, $1::int)"
 _STORE_ENTITIES = """
-    INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at,
+    INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at,
                           source_updated_at, newest_at, deleted_at)
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[],
-                         $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
+                         $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
+                         $11::timestamptz[])
     ON CONFLICT (entity_type, entity_id) DO UPDATE SET
         version = excluded.version, sequence = excluded.sequence, data_sequence = excluded.data_sequence,
-        updated_at = excluded.updated_at, source_updated_at = excluded.source_updated_at,
+        updated_at = excluded.updated_at, heard_at = excluded.heard_at, source_updated_at = excluded.source_updated_at,
         newest_at = excluded.newest_at, deleted_at = excluded.deleted_at
 """
 _NOTE_PROOF = """
@@ -142,8 +144,10 @@ def _entity(row: asyncpg.Record) -> Entity:
         sequence=row["sequence"],
         data=None if row["data"] is None else JsonText(row["data"].encode()),
         data_sequence=row["data_sequence"],
+        data_at=row["data_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        heard_at=row["heard_at"],
         source_updated_at=row["source_updated_at"],
         newest_at=row["newest_at"],
         deleted_at=row["deleted_at"],
@@ -169,6 +173,7 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
         entity_type=entry.entity_type,
         sequence=next(batch.numbers),
         received_at=entry.received_at,
+        heard_at=entry.heard_at,
         source=entry.source,
     )
     if folded.entity != before:
@@ -185,7 +190,7 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
         batch.originals[key] = created
         batch.new_keys[key] = created.sequence
     batch.last_sequence = created.sequence
-    batch.events.append(_event_row(folded.event, event_id, created.delivery_id))
+    batch.events.append(_event_row(folded.event, folded.entity, event_id, created.delivery_id))
     _keep(batch, entry, delivery_id, DeliveryStatus.ACCEPTED, original=created)
     return Receipt(DeliveryStatus.ACCEPTED, delivery_id, event_id)
 
@@ -241,7 +246,7 @@ def _without_data(
     return delivery.body[:offset] + delivery.body[offset + len(reading.data) :], offset
 
 
-def _event_row(event: Event, event_id: UUID, delivery_id: UUID | None) -> tuple[object, ...]:
+def _event_row(event: Event, after: Entity, event_id: UUID, delivery_id: UUID | None) -> tuple[object, ...]:
     return (
         event.sequence,
         event_id,
@@ -257,6 +262,10 @@ def _event_row(event: Event, event_id: UUID, delivery_id: UUID | None) -> tuple[
         list(event.changed),
         event.changes.decode(),
         None if event.data is None else event.data.decode(),
+        after.version,
+        after.sequence,
+        after.data_sequence,
+        after.source_updated_at,
     )
 
 
@@ -273,7 +282,7 @@ async def _store(connection: asyncpg.Connection, batch: _Batch, entries: Sequenc
     if batch.changed:
         # In one order for all writers, so that rows are found near each other.
         rows = [(*identity, *_entity_row(batch.entities[identity])) for identity in sorted(batch.changed)]
-        await connection.execute(_STORE_ENTITIES, *_columns(rows, 10))
+        await connection.execute(_STORE_ENTITIES, *_columns(rows, 11))
     seen: dict[EntityType, tuple[str, datetime]] = {
         entry.entity_type: (entry.delivery.proof, entry.delivery.received_at) for entry in entries if entry.delivery
     }
@@ -291,6 +300,7 @@ def _entity_row(entity: Entity) -> tuple[object, ...]:
         entity.data_sequence,
         entity.created_at,
         entity.updated_at,
+        entity.heard_at,
         entity.source_updated_at,
         entity.newest_at,
         entity.deleted_at,

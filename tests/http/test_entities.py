@@ -156,7 +156,7 @@ async def test_a_wrong_parameter_of_a_list_is_refused(reader: Reader, query: str
     assert problem["errors"][0]["parameter"] == query.partition("=")[0]
 
 
-@pytest.mark.parametrize("path", ["/v1/products/1001?as_of=1", "/v1/products/1001/events?entity_type=product"])
+@pytest.mark.parametrize("path", ["/v1/products/1001?until=1", "/v1/products/1001/events?entity_type=product"])
 async def test_an_unknown_parameter_of_one_entity_is_refused(reader: Reader, path: str) -> None:
     await an_entity(reader.engine)
     await reader.problem(400, path)
@@ -191,6 +191,68 @@ async def test_a_deleted_entity_is_gone_and_its_last_state_is_told(reader: Reade
     assert problem["entity"]["deleted_at"] == "2026-11-23T10:00:00.250000Z"
     Entity.model_validate(problem["entity"])
     assert '"data":{"price": 1.10}' in (await reader.http.get("/v1/products/1001")).text
+
+
+async def two_states(reader: Reader) -> tuple[int, int]:
+    """A product at two prices, then deleted; the sequences of the prices."""
+    first = await an_entity(reader.engine, data='{"price": 1.10}')
+    second = await an_event(
+        reader.engine, data='{"price": 2}', entity_version=2, received_at=NOW + timedelta(minutes=1)
+    )
+    await an_event(
+        reader.engine,
+        action="delete",
+        data=None,
+        entity_version=3,
+        entity_data_sequence=second["sequence"],
+        received_at=NOW + timedelta(minutes=2),
+    )
+    return first["sequence"], second["sequence"]
+
+
+async def test_an_entity_can_be_had_as_it_was_at_a_position_or_a_time(reader: Reader) -> None:
+    first, second = await two_states(reader)
+    points = {
+        str(first): (1, "1.10"),
+        str(second): (2, "2"),
+        "2026-11-23T10:00:00.25Z": (1, "1.10"),
+        "2026-11-23T10:01:59%2B00:00": (2, "2"),
+    }
+    for point, (version, price) in points.items():
+        response = await reader.get(f"/v1/products/1001?as_of={point}")
+        entity = response.json()
+        assert (entity["version"], entity["deleted_at"]) == (version, None)
+        assert f'"data":{{"price": {price}}}' in response.text
+        assert response.headers["etag"] == f'"{entity["sequence"]}"'
+        Entity.model_validate(entity)
+        unchanged = {"If-None-Match": response.headers["etag"]}
+        assert (await reader.http.get(f"/v1/products/1001?as_of={point}", headers=unchanged)).status_code == 304
+
+
+async def test_an_entity_that_was_deleted_then_is_gone_and_one_not_seen_by_then_is_404(reader: Reader) -> None:
+    first, second = await two_states(reader)
+    for point in (second + 1, second + 1_000, 2**63 - 1, "2026-11-23T10:02:00.25Z", "2999-01-01T00:00:00Z"):
+        gone = await reader.problem(410, f"/v1/products/1001?as_of={point}")
+        assert (gone["entity"]["version"], gone["entity"]["data"]) == (3, {"price": 2})
+    for point in (first - 1, 0, "2026-11-23T10:00:00Z"):
+        await reader.problem(404, f"/v1/products/1001?as_of={point}")
+    await reader.problem(404, "/v1/products/1002?as_of=1")
+
+
+@pytest.mark.parametrize("point", ["", "-1", "1.5", "now", "2026-11-23", "2026-11-23T10:00:00", "9" * 19, "9" * 25])
+async def test_a_point_that_is_neither_a_position_nor_a_time_is_refused_in_words(reader: Reader, point: str) -> None:
+    await an_entity(reader.engine)
+    problem = await reader.problem(400, f"/v1/products/1001?as_of={point}")
+    assert [error["parameter"] for error in problem["errors"]] == ["as_of"]
+    assert "time with its zone" in problem["detail"]
+
+
+async def test_the_etag_changes_where_a_late_event_completed_the_state(reader: Reader) -> None:
+    row = await an_entity(reader.engine, data=None)
+    late = await an_event(reader.engine, stale=True)
+    await an_entity(reader.engine, data=None, sequence=row["sequence"], data_sequence=late["sequence"])
+    response = await reader.get("/v1/products/1001", headers={"If-None-Match": f'"{row["sequence"]}"'})
+    assert response.headers["etag"] == f'"{late["sequence"]}"'
 
 
 @pytest.mark.parametrize("entity_id", ["1002", "%00", "a%00b", "%ff", "%ED%A0%80", "1001%2F"])

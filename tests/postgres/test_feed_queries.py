@@ -32,6 +32,8 @@ def some_events(chance: random.Random) -> list[dict[str, Any]]:
             "received_at": NOW,
             "changed": chance.sample(["price", "stock", "name"], chance.randrange(3)),
             "changes": "[]",
+            "entity_version": 1,
+            "entity_sequence": number,
         }
         for number in range(1, COUNT + 1)
     ]

@@ -24,27 +24,70 @@ async def test_the_migrated_schema_is_the_one_the_tables_describe(engine: AsyncE
         assert await connection.run_sync(differences) == []
 
 
+def _run(work: Callable[..., None], revision: str) -> Callable[[Connection], None]:
+    """An alembic command, to be run on a connection."""
+
+    def on(connection: Connection) -> None:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        work(config, revision)
+
+    return on
+
+
 async def test_up_down_and_up_again(empty_database: str) -> None:
     engine = create_engine(empty_database)
-
-    def run(work: Callable[..., None], revision: str) -> Callable[[Connection], None]:
-        def on(connection: Connection) -> None:
-            config = alembic_config()
-            config.attributes["connection"] = connection
-            work(config, revision)
-
-        return on
-
     before, head = await migrate(engine)
     assert before is None
     async with engine.begin() as connection:
-        await connection.run_sync(run(command.downgrade, "base"))
+        await connection.run_sync(_run(command.downgrade, "base"))
         left = await connection.execute(
             text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
         )
         assert {name for (name,) in left} <= {"alembic_version", "alembic_version_pkc"}
     assert await migrate(engine) == (None, head)
     assert await migrate(engine) == (head, head)
+    await engine.dispose()
+
+
+async def test_events_that_were_there_before_tell_the_state_they_left(empty_database: str) -> None:
+    engine = create_engine(empty_database)
+    rows = [
+        # sequence, entity, action, stale, occurred_at, data → version, sequence, data_sequence, source_updated_at
+        ((1, "1", "create", False, 5, "{}"), (1, 1, 1, 5)),
+        ((2, "2", "delete", False, None, None), (1, 2, None, None)),
+        ((3, "1", "update", True, 4, "{}"), (1, 1, 1, 5)),
+        ((4, "1", "update", False, None, None), (2, 4, 1, 5)),
+        ((5, "2", "create", False, 9, "{}"), (2, 5, 5, 9)),
+    ]
+    async with engine.begin() as connection:
+        await connection.run_sync(_run(command.upgrade, "0001"))
+        for (sequence, entity_id, action, stale, seconds, data), _ in rows:
+            await connection.execute(
+                text(
+                    "INSERT INTO events (sequence, id, entity_type, entity_id, action, action_inferred, stale, source,"
+                    " occurred_at, received_at, changed, changes, data) VALUES (:sequence, gen_random_uuid(), 'product',"
+                    " :entity_id, :action, false, :stale, 'webhook', to_timestamp(CAST(:seconds AS float)), now(), '{}',"
+                    " '[]', :data)"
+                ),
+                {
+                    "sequence": sequence,
+                    "entity_id": entity_id,
+                    "action": action,
+                    "stale": stale,
+                    "seconds": seconds,
+                    "data": data,
+                },
+            )
+    await migrate(engine)
+    async with engine.connect() as connection:
+        found = await connection.execute(
+            text(
+                "SELECT entity_version, entity_sequence, entity_data_sequence,"
+                " CAST(extract(epoch FROM entity_source_updated_at) AS int) FROM events ORDER BY sequence"
+            )
+        )
+        assert [tuple(row) for row in found] == [expected for _, expected in rows]
     await engine.dispose()
 
 

@@ -47,27 +47,106 @@ histories = st.lists(
 )
 
 
+changes_in_time = st.lists(
+    st.sampled_from([Action.CREATE, Action.UPDATE, Action.UPDATE, None]).flatmap(
+        lambda action: st.tuples(st.just(action), st.none() | states.map(compact))
+    )
+    | st.just((Action.DELETE, None)),
+    min_size=1,
+    max_size=7,
+)
+"""What happened to an entity, one thing a second: some with its data, some only saying that it changed."""
+
+
+@given(changes_in_time, st.randoms(use_true_random=False))
+def test_any_order_and_repetition_of_events_with_timestamps_ends_in_the_same_state(
+    events: list[tuple[Action | None, bytes | None]], random: Random
+) -> None:
+    """The newest one decides whether the entity is there, and the newest one that had its data what is known of it."""
+    in_order = [_reading(action, at, data) for at, (action, data) in enumerate(events)]
+    shuffled = [*in_order, *random.choices(in_order, k=3)]
+    random.shuffle(shuffled)
+    for arrived in (in_order, shuffled):
+        entity, _ = _fold_all(arrived)
+        assert entity is not None
+        assert (entity.deleted_at is not None) == (events[-1][0] is Action.DELETE)
+        assert entity.newest_at == in_order[-1].occurred_at
+        assert entity.data == next((data for _, data in reversed(events) if data is not None), None)
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(Action), states.map(compact)), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
 )
-def test_any_order_and_repetition_of_events_with_timestamps_ends_in_the_same_state(
-    events: list[tuple[Action, bytes]], random: Random
-) -> None:
-    """The newest one decides: its data, and whether the entity is there. Where it is a delete that came after another
-    delete, there is no event of it, and its data is not kept.
-    """  # noqa: D205 - one thought
+def test_so_it_is_where_deletes_carry_data(events: list[tuple[Action, bytes]], random: Random) -> None:
+    """A delete that comes after another delete makes no event, so its data is not kept; else the newest one decides."""
     in_order = [_reading(action, at, data) for at, (action, data) in enumerate(events)]
-    shuffled = [*in_order, *random.choices(in_order, k=3)]
-    random.shuffle(shuffled)
-    expected, _ = _fold_all(in_order)
-    found, _ = _fold_all(shuffled)
-    assert expected is not None
-    assert found is not None
-    assert (found.deleted_at is None) == (expected.deleted_at is None) == (events[-1][0] is not Action.DELETE)
-    assert found.newest_at == expected.newest_at == in_order[-1].occurred_at
+    shuffled = random.sample(in_order, k=len(in_order))
+    entity, _ = _fold_all(shuffled)
+    assert entity is not None
+    assert (entity.deleted_at is None) == (events[-1][0] is not Action.DELETE)
     if events[-1][0] is not Action.DELETE or [action for action, _ in events].count(Action.DELETE) == 1:
-        assert found.data == expected.data == events[-1][1]
+        assert entity.data == events[-1][1]
+
+
+@given(st.lists(st.tuples(states.map(compact), st.booleans()), min_size=1, max_size=6))
+def test_what_is_read_late_never_comes_before_what_was_told_after_it(told: list[tuple[bytes, bool]]) -> None:
+    """Readings without any time, some of which could not be read when they came, and are read afterwards, in order."""
+    calls = [(number, _reading(Action.UPDATE, data=data), late) for number, (data, late) in enumerate(told)]
+    entity: Entity | None = None
+    for sequence, (number, reading, late) in enumerate(sorted(calls, key=lambda call: (call[2], call[0]))):
+        heard_at = START + timedelta(days=1, seconds=number)
+        received_at = START + timedelta(days=2, seconds=sequence) if late else heard_at
+        before = entity
+        folded = fold(
+            entity,
+            reading,
+            entity_type=EntityType.PRODUCT,
+            sequence=sequence,
+            received_at=received_at,
+            heard_at=heard_at,
+        )
+        entity = folded.entity
+        assert folded.event is not None
+        assert folded.event.received_at == received_at
+        assert folded.event.stale == (before is not None and heard_at < before.heard_at)
+    assert entity is not None
+    assert (entity.data, entity.heard_at) == (told[-1][0], START + timedelta(days=1, seconds=len(told) - 1))
+
+
+def test_callbacks_that_are_read_as_they_come_are_not_late_whatever_their_order_of_arrival() -> None:
+    """Two replicas received them within a moment, and the one that came second committed first."""
+    entity, steps = None, []
+    for sequence, moment in enumerate([2, 1]):
+        folded = fold(
+            entity,
+            _reading(Action.UPDATE, data=b"{}"),
+            entity_type=EntityType.PRODUCT,
+            sequence=sequence,
+            received_at=START + timedelta(milliseconds=moment),
+        )
+        entity = folded.entity
+        steps.append(folded)
+    assert [step.event.stale for step in steps if step.event] == [False, False]
+
+
+@pytest.mark.parametrize("action", [Action.UPDATE, Action.DELETE])
+def test_a_late_event_completes_the_state_where_only_older_data_is_known(action: Action) -> None:
+    """The newest event said nothing of the entity. Else what is known would depend on which of them came first."""
+    arrived = [
+        _reading(Action.CREATE, 1, b'{"a":1}'),
+        _reading(action, 5),
+        _reading(Action.UPDATE, 3, b'{"a":3}'),
+        _reading(Action.UPDATE, 2, b'{"a":2}'),
+    ]
+    entity, steps = _fold_all(arrived)
+    assert entity is not None
+    assert (entity.data, entity.data_sequence, entity.version, entity.sequence) == (b'{"a":3}', 3, 2, 2)
+    assert (entity.deleted_at is not None) == (action is Action.DELETE)
+    assert entity.updated_at == START + timedelta(days=1, seconds=3)
+    events = [step.event for step in steps if step.event]
+    assert [event.stale for event in events] == [False, False, True, True]
+    assert [event.changed for event in events] == [(), (), ("a",), ()]
 
 
 @given(histories)
@@ -77,10 +156,9 @@ def test_version_counts_the_events_that_are_not_stale(readings: list[Reading]) -
     fresh = [step.event for step in steps if step.event and not step.event.stale]
     assert entity.version == len(fresh)
     assert entity.sequence == fresh[-1].sequence
-    assert entity.updated_at == fresh[-1].received_at
-    with_data = [event for event in fresh if event.data is not None]
-    assert entity.data == (with_data[-1].data if with_data else None)
-    assert entity.data_sequence == (with_data[-1].sequence if with_data else None)
+    holders = [step.event for step in steps if step.event and step.event.sequence == entity.data_sequence]
+    assert [event.data for event in holders] == ([] if entity.data is None else [entity.data])
+    assert entity.updated_at == max(event.received_at for event in (fresh[-1], *holders))
 
 
 @given(histories)
@@ -95,26 +173,39 @@ def test_an_event_is_stale_exactly_when_it_is_older_than_the_newest_one(readings
 
 
 @given(histories)
-def test_a_stale_event_never_moves_the_state(readings: list[Reading]) -> None:
+def test_a_stale_event_never_moves_the_state_back(readings: list[Reading]) -> None:
+    """It moves nothing but the data, and that only where what is known is older or nothing."""
     before: Entity | None = None
-    for step in _fold_all(readings)[1]:
+    for reading, step in zip(readings, _fold_all(readings)[1], strict=True):
         if step.event is not None and step.event.stale:
-            assert step.entity == before
-            assert step.event.changes == b"[]"
+            assert before is not None
+            after = step.entity
+            if after != before:
+                assert before.data is None or (before.data_at is not None and before.data_at <= _time_of(reading))
+                assert (after.data, after.data_sequence) == (reading.data, step.event.sequence)
+            for name in ("version", "sequence", "deleted_at", "newest_at", "source_updated_at", "created_at"):
+                assert getattr(after, name) == getattr(before, name)
         before = step.entity
+
+
+def _time_of(reading: Reading) -> datetime:
+    assert reading.occurred_at is not None
+    return reading.occurred_at
 
 
 @given(histories)
 def test_changes_lead_from_the_state_before_to_the_state_after(readings: list[Reading]) -> None:
     before: Entity | None = None
-    for reading, step in zip(readings, _fold_all(readings)[1], strict=True):
+    for step in _fold_all(readings)[1]:
         event = step.event
         if event is not None:
-            if event.action is Action.UPDATE and not event.stale and before and before.data and reading.data:
-                assert meaning(_apply(parse(event.changes), parse(before.data))) == meaning(parse(reading.data))
-                assert step.entity.data == reading.data
+            took_data = step.entity.data_sequence == event.sequence
+            if event.action is Action.UPDATE and took_data and before and before.data and step.entity.data:
+                assert meaning(_apply(parse(event.changes), parse(before.data))) == meaning(parse(step.entity.data))
             else:
                 assert (event.changes, event.changed) == (b"[]", ())
+            if not event.stale and event.data is not None:
+                assert (step.entity.data, step.entity.data_sequence) == (event.data, event.sequence)
         before = step.entity
 
 
