@@ -23,12 +23,12 @@ from app.errors import (
     SecretUnknownError,
 )
 from app.intake.body import Room, read_body
+from app.intake.judge import blank, check
 from app.intake.keyring import Accepted, Keyring
 from app.intake.rejections import Rejections
 from app.intake.unproven import UnprovenStore
-from app.jasper.proof import Location, carries_headers, prove
+from app.jasper.proof import Location, carries_headers
 from app.jasper.reading import Mappings, interpret
-from app.jasper.redact import redact_body, redact_headers
 from app.ledger.writer import Writer
 from app.problems import instance_of, problem_response
 
@@ -67,11 +67,8 @@ async def receive_callback(request: Request, intake: Intake) -> Response:
         body = await read_body(request, limit=intake.max_body_bytes, take=take)
         accepted, proof = await _authenticate(intake, entity_type, headers, body, client)
 
-        proof_header = None if proof.startswith("body:") else proof.partition(":")[2]
-        headers = redact_headers(headers, accepted.secrets, accepted.header_sets, proof_header)
-        body = redact_body(body, accepted.secrets)
-        reading = interpret(entity_type, headers, body, intake.mapping)
-        delivery = Delivery(entity_type, received_at, client, headers, body, proof)
+        delivery = blank(Delivery(entity_type, received_at, client, headers, body, proof), accepted)
+        reading = interpret(entity_type, delivery.headers, delivery.body, intake.mapping)
         receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
     return Response(msgspec.json.encode(receipt), media_type="application/json")
 
@@ -84,11 +81,11 @@ async def _authenticate(
     Raises SecretUnknownError where that cannot be judged now, NotAuthenticError where it is not Jasper who calls.
     """
     accepted = intake.keyring.accepted(entity_type, utc_now())
-    has_headers, proof = _check(accepted, headers, body, intake.location)
+    has_headers, proof = check(accepted, headers, body, intake.location)
     if proof is None:
         await intake.keyring.look_again()
         accepted = intake.keyring.accepted(entity_type, utc_now())
-        has_headers, proof = _check(accepted, headers, body, intake.location)
+        has_headers, proof = check(accepted, headers, body, intake.location)
     if not accepted.secrets:
         raise SecretUnknownError(f"no signing secret is known for {entity_type.collection} yet", retry_after=10)
     if proof is not None:
@@ -103,13 +100,6 @@ async def _authenticate(
     if any(names and carries_headers(headers, names) for names in accepted.header_sets):
         await intake.unproven.keep(entity_type, headers, body, received_at=utc_now(), client=client)
     raise NotAuthenticError(reason)
-
-
-def _check(accepted: Accepted, headers: Headers, body: bytes, location: Location) -> tuple[bool, str | None]:
-    """Whether a whole set of the required headers is there, and where the secret was proven if so."""
-    matching = sum(carries_headers(headers, names) for names in accepted.header_sets)  # all are compared, always
-    has_headers = matching > 0 or not accepted.header_sets
-    return has_headers, prove(headers, body, accepted.secrets, location) if has_headers else None
 
 
 class CallbackEndpoint:
