@@ -168,6 +168,35 @@ async def test_one_that_was_misread_gets_an_event_of_its_own_and_keeps_the_first
         )
 
 
+async def test_one_whose_new_reading_repeats_an_event_that_is_there_keeps_its_own(start: Start) -> None:
+    """Its own event, read with another time, or the event of another delivery: neither makes a duplicate of it."""
+    data = {"id": 1, "other": "2", "when": "2026-02-02T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z"}
+    as_two = {"event": "product.updated", "product_id": "2", "data": data}
+    async with start() as receiver:
+        [mine] = await sent(receiver, {"event": "product.updated", "data": data}, status="accepted")
+        before = (await receiver.http.get(f"/v1/deliveries/{mine}")).json()
+    async with start(jasper_payload_mapping={"occurred_at": ["/data/when"]}) as receiver:
+        assert (await reprocess(receiver, mine))["event_id"] == before["event_id"]
+    async with start(jasper_payload_mapping={"entity_id": ["/data/other"]}) as receiver:
+        await sent(receiver, as_two, status="accepted")
+        assert await reprocess(receiver, mine) == {
+            "delivery_id": mine, "status": "accepted", "event_id": before["event_id"], "reason": None
+        }  # fmt: skip
+        assert (await receiver.http.get(f"/v1/deliveries/{mine}")).json() == before
+        assert len(await events(receiver)) == 2
+
+
+async def test_reading_an_old_one_says_nothing_of_when_jasper_called_last(start: Start) -> None:
+    async with start() as receiver:
+        [delivery_id] = await sent(receiver, odd())
+        await receiver.callback({"event": "product.updated", "id": 1}, x_elsewhere=SECRET)
+    async with start(**MENDED) as receiver:
+        before = (await receiver.http.get("/v1/webhooks")).json()
+        assert (await reprocess(receiver, delivery_id))["status"] == "accepted"
+        assert (await receiver.http.get("/v1/webhooks")).json() == before
+        assert before["webhooks"][0]["proof"] == "header:x-elsewhere"
+
+
 async def test_a_reading_that_fails_now_never_takes_an_event_away(start: Start) -> None:
     async with start() as receiver:
         [delivery_id] = await sent(receiver, {"event": "product.updated", "id": 1, "odd": "x"}, status="accepted")

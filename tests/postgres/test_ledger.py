@@ -211,6 +211,23 @@ async def test_a_late_event_is_kept_as_stale_and_moves_nothing(writer: Writer, c
     assert (entity["version"], json.loads(entity["data"])["price"]) == (1, 5)
 
 
+async def test_a_late_event_completes_the_state_that_only_an_older_one_told_of(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    """How old the known data is comes from the database here, since each of them is a batch of its own."""
+    thin = a_callback({"event": "product.updated", "id": 1, "timestamp": (NOW + timedelta(minutes=5)).isoformat()})
+    await commit_all(
+        writer, a_product(minute=2, price=2), thin, a_product(minute=3, price=3), a_product(minute=1, price=1)
+    )
+    events = await rows(connection, "SELECT stale, changed FROM events ORDER BY sequence")
+    assert [event["stale"] for event in events] == [False, False, True, True]
+    assert [event["changed"] for event in events] == [[], [], ["price", "updated_at"], []]
+    [entity] = await rows(
+        connection, "SELECT n.version, e.data FROM entities n JOIN events e ON e.sequence = n.data_sequence"
+    )
+    assert (entity["version"], json.loads(entity["data"])["price"]) == (2, 3)
+
+
 async def test_an_event_of_the_same_second_is_not_late(writer: Writer, connection: asyncpg.Connection) -> None:
     await commit_all(writer, a_product(price=1), a_product(price=2))
     assert await connection.fetchval("SELECT count(*) FROM events WHERE stale") == 0
