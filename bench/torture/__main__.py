@@ -47,7 +47,7 @@ def _fault_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--minutes", default=25.0, show_default=True, help="How long the faults may take at most.")
 @click.option("--seed", default=1, show_default=True, help="Decides what is sent, and what strikes when and where.")
 @click.option("--receivers", type=click.IntRange(1), default=2, show_default=True, help="Replicas side by side.")
-@click.option("--rate", default=150.0, show_default=True, help="Changes a second.")
+@click.option("--rate", default=200.0, show_default=True, help="Changes a second.")
 @click.option("--entities", type=click.IntRange(1), default=120, show_default=True, help="How many the changes are of.")
 @click.option(
     "--directory",

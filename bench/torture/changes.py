@@ -41,7 +41,7 @@ class Clock(StrEnum):
     """What the sender's clock does for a while."""
 
     RIGHT = "right"
-    BEHIND = "behind"  # by half a minute, which is thousands of changes
+    BEHIND = "behind"  # by some seconds, which is some hundred changes
     AHEAD = "ahead"  # likewise
     COARSE = "coarse"  # whole seconds, so that many changes have the same time
     MAD = "mad"  # a year ahead, for a few entities
@@ -121,7 +121,7 @@ def _at(now: int, clock: Clock, kind: Kind, chance: random.Random, *, mad: bool)
     match clock:
         case Clock.BEHIND | Clock.AHEAD:
             # Never a whole step, and odd or even, so that no two changes have the same time by accident.
-            odd = 30_000_000 + chance.randrange(1, _STEP - 1, 2)
+            odd = 3_000_000 + chance.randrange(1, _STEP - 1, 2)
             return now - odd if clock is Clock.BEHIND else now + odd + 1
         case Clock.COARSE if kind is not Kind.ID_ONLY:  # which can be told from another by its time alone
             return now - now % 1_000_000

@@ -36,10 +36,19 @@ class Fault(StrEnum):
 
 
 class Stage:
-    """What the faults strike: receivers and their Postgres. `stop_seconds` is how long a stopped Postgres stays away."""
+    """What the faults strike: receivers and their Postgres.
+
+    `answered` returns when the sender is answered next. `stop_seconds` is how long a stopped Postgres stays away.
+    """
 
     def __init__(
-        self, receivers: Sequence[ReceiverProcess], postgres: Postgres, *, stop_seconds: float, seed: int
+        self,
+        receivers: Sequence[ReceiverProcess],
+        postgres: Postgres,
+        answered: Callable[[], Awaitable[None]],
+        *,
+        stop_seconds: float,
+        seed: int,
     ) -> None:
         self.chance = random.Random(f"faults {seed}")
         self.struck: Counter[Fault] = Counter()
@@ -47,6 +56,7 @@ class Stage:
         self.failed_starts = 0
         """Starts that a receiver gave up, because Postgres was away for too long or went away meanwhile."""
         self._postgres = postgres
+        self._answered = answered
         self._stop_seconds = stop_seconds
         self._busy = {id(receiver): asyncio.Lock() for receiver in receivers}
         self._receivers = receivers
@@ -82,8 +92,16 @@ class Stage:
         async with self._busy[id(receiver)]:
             yield receiver
 
+    async def _moment(self) -> None:
+        """Any moment, or the one just after an answer: then a promise that was not kept in time is found out."""
+        if self.chance.choice((True, False)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._answered()
+
     async def _kill_receiver(self) -> None:
         async with self._one_receiver() as receiver:
+            await self._moment()
             await receiver.kill()
             self.struck[Fault.RECEIVER_KILL] += 1
             await asyncio.sleep(self.chance.uniform(0, 1))
@@ -106,6 +124,7 @@ class Stage:
     async def _kill_postgres(self) -> None:
         async with self._postgres.busy:
             self.struck[Fault.POSTGRES_KILL] += 1
+            await self._moment()
             await self._postgres.kill(down=self.chance.choice([0, self.chance.uniform(0, 2)]))
 
     async def _stop_postgres(self) -> None:

@@ -64,8 +64,16 @@ async def torture(options: TortureOptions, directory: Path, say: Callable[[str],
         )
         receivers = service.receivers
         urls = [receiver.url for receiver in receivers]
-        stage = Stage(receivers, service.postgres, stop_seconds=options.stop_seconds, seed=options.seed)
-        sender = Sender(changes(options.seed, options.entities), urls, service.headers, options.sender, options.seed)
+        source = changes(options.seed, options.entities)
+        ports = [receiver.port for receiver in receivers]
+        sender = Sender(source, ports, service.headers, options.sender, options.seed)
+        stage = Stage(
+            receivers,
+            service.postgres,
+            lambda: sender.progress(1),
+            stop_seconds=options.stop_seconds,
+            seed=options.seed,
+        )
         readers = [
             Reader("the reader by pages", urls, wait=0, limit=100, seed=options.seed),
             Reader("the reader by long poll", urls, wait=5, limit=1000, seed=options.seed),

@@ -6,15 +6,15 @@ What each callback was answered is written down, and is all that the checker tak
 
 import asyncio
 import itertools
+import json
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import httpx
-
 from bench.torture.changes import Callback, Change, Kind, callback
+from bench.torture.wire import NotHeardError, Poster, Response
 
 PATH = "/callbacks/products"
 TIMEOUT = 3.0
@@ -26,6 +26,7 @@ _HANG_UP = 0.03
 _HANG_UPS = 0.01
 _SECOND_COPIES = 0.06
 _LONGEST_PAUSE = 3.0
+_OK = 200
 _UNAVAILABLE = 503
 
 
@@ -42,10 +43,10 @@ class Answer:
 class SenderOptions:
     """Changes a second, attempts under way at once, changes unsettled at once, seconds between two attempts."""
 
-    rate: float = 150.0
-    in_flight: int = 48
-    unsettled: int = 300
-    retry_wait: float = 0.8
+    rate: float = 200.0
+    in_flight: int = 64
+    unsettled: int = 800
+    retry_wait: float = 0.6
 
 
 @dataclass(slots=True)
@@ -64,14 +65,14 @@ class Sender:
     """Tells changes to receivers, of which any may be dead. `headers` prove it."""
 
     def __init__(
-        self, source: Iterator[Change], urls: Sequence[str], headers: dict[str, str], options: SenderOptions, seed: int
+        self, source: Iterator[Change], ports: Sequence[int], headers: dict[str, str], options: SenderOptions, seed: int
     ) -> None:
         self.changes: dict[int, Change] = {}
         self.answers: dict[int, list[Answer]] = {}
         self.statistics = Statistics()
         self.unsettled: set[int] = set()
         self._source = source
-        self._urls = urls
+        self._ports = ports
         self._headers = headers
         self._options = options
         self._chance = random.Random(f"sender {seed}")
@@ -80,8 +81,7 @@ class Sender:
         self._stopping = asyncio.Event()
         self._settled = asyncio.Condition()
         self._last_answer = time.monotonic()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.in_flight)
-        self._http = httpx.AsyncClient(limits=limits, trust_env=False)
+        self._http = Poster()
 
     @property
     def settled(self) -> int:
@@ -90,15 +90,15 @@ class Sender:
 
     async def run(self) -> None:
         """Make changes and tell them, until `stop`; returns once nothing is left to tell."""
-        try:
-            await self._make_changes()
-            while self._tasks:
-                await asyncio.wait(self._tasks)
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._http.aclose()
+        async with self._http:
+            try:
+                await self._make_changes()
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def stop(self) -> None:
         """Make no more changes."""
@@ -160,36 +160,33 @@ class Sender:
 
     async def _attempt(self, change: Change, told: Callback) -> Answer | None:
         """One attempt; None where it was not heard."""
-        url = self._chance.choice(self._urls) + PATH
+        port = self._chance.choice(self._ports)
         patience = _HANG_UP if self._chance.random() < _HANG_UPS else TIMEOUT
         begin = time.monotonic()
         self.statistics.attempts += 1
         try:
-            headers = self._headers | told.headers
             async with asyncio.timeout(patience):
-                response = await self._http.post(url, content=told.body, headers=headers, timeout=TIMEOUT)
+                response = await self._http.post(port, PATH, self._headers | told.headers, told.body)
         except TimeoutError:
             self.statistics.answers["hung up on" if patience == _HANG_UP else "timed out"] += 1
             return None
-        except httpx.TransportError as error:
-            self.statistics.answers[type(error).__name__] += 1
+        except NotHeardError as error:
+            self.statistics.answers[str(error)] += 1
             return None
         return self._judge(change, response, time.monotonic() - begin)
 
-    def _judge(self, change: Change, response: httpx.Response, took: float) -> Answer | None:
-        if response.status_code == httpx.codes.OK:
-            told = response.json()
+    def _judge(self, change: Change, response: Response, took: float) -> Answer | None:
+        if response.status == _OK:
+            told = json.loads(response.body)
             answer = Answer(told["delivery_id"], told["status"], told["event_id"])
             self.statistics.answers[f"200 {answer.status}"] += 1
             self.statistics.times.append(took)
             if answer.status not in ({"quarantined"} if change.kind is Kind.UNREADABLE else {"accepted", "duplicate"}):
                 self.statistics.wrong.append(f"change {change.number} ({change.kind}) was answered {answer.status}")
             return answer
-        self.statistics.answers[str(response.status_code)] += 1
-        if response.status_code != _UNAVAILABLE or "Retry-After" not in response.headers:
-            self.statistics.wrong.append(
-                f"change {change.number} was answered {response.status_code}: {response.text[:300]}"
-            )
+        self.statistics.answers[str(response.status)] += 1
+        if response.status != _UNAVAILABLE or "retry-after" not in response.headers:
+            self.statistics.wrong.append(f"change {change.number} was answered {response}")
         return None
 
     async def _note_progress(self) -> None:

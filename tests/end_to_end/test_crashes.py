@@ -56,6 +56,36 @@ async def test_nothing_is_lost_doubled_or_out_of_order_whatever_crashes(
     assert report.answers["200 duplicate"] > 0
 
 
+HELD_COMMIT = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold();
+SELECT pg_advisory_lock(1);
+"""
+"""A COMMIT that is sent, and does not come to its end before somebody lets it."""
+
+
+async def test_a_commit_that_is_cut_off_on_its_way_was_promised_to_nobody(tmp_path: Path) -> None:
+    async with (
+        running_service(tmp_path, receivers=1, settings=QUICK) as service,
+        service.postgres.connection() as elsewhere,
+        httpx.AsyncClient(timeout=30) as http,
+    ):
+        [receiver] = service.receivers
+        await elsewhere.execute(HELD_COMMIT)
+        body = json.dumps({"event": "product.created", "id": 1})
+        callback = asyncio.create_task(http.post(receiver.url + PATH, headers=service.headers, content=body))
+        while not await elsewhere.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COMMIT%' AND wait_event = 'advisory'"
+        ):
+            assert not callback.done(), callback
+        assert (await http.get(f"{receiver.url}/healthz")).is_success  # an answer on its way would be there by now
+        assert not callback.done(), callback
+        await receiver.kill()
+        with pytest.raises(httpx.TransportError):
+            await callback
+        await elsewhere.execute("SELECT pg_advisory_unlock(1)")
+
+
 async def test_what_waits_for_its_commit_at_sigterm_is_committed_and_answered(tmp_path: Path) -> None:
     async with (
         running_service(tmp_path, receivers=1, settings=QUICK) as service,
