@@ -17,11 +17,13 @@ from app import health, openapi, problems
 from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
+from app.deliveries import reprocess
 from app.deliveries import router as deliveries
+from app.deliveries.reprocess import Reprocessor
 from app.domain.values import EntityType
 from app.entities import router as entities
 from app.feed import router as feed
-from app.intake import rejections, unproven
+from app.intake import rejections, release, unproven
 from app.intake import router as callbacks
 from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
@@ -64,7 +66,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 unproven=UnprovenStore(engine, sealer, settings.unproven_limit),
                 rejections=refused,
                 location=Location.parse(settings.jasper_signing_secret_location),
-                mapping={str(part): places for part, places in settings.jasper_payload_mapping.items()},
+                mapping=settings.payload_mapping,
                 max_body_bytes=settings.max_body_bytes,
                 room=Room(max(ROOM, 2 * settings.max_body_bytes)),
             )
@@ -82,6 +84,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 "registrar": registrar,
                 "rejections": refused,
                 "intake": intake,
+                "reprocessor": Reprocessor(engine, writer, settings.payload_mapping),
             }
 
     described: dict[str, Any] = {
@@ -101,7 +104,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     if with_callbacks:
         app.router.routes.extend(callbacks.routes)
     if with_api:
-        for room in (feed, deliveries, webhooks, rejections, unproven, entities):
+        for room in (feed, deliveries, reprocess, webhooks, rejections, unproven, release, entities):
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)

@@ -233,6 +233,11 @@ class Settings(BaseSettings):
         del file_secret_settings
         return init_settings, env_settings, _SecretFiles(settings_cls, env_settings, dotenv_settings), dotenv_settings
 
+    @property
+    def payload_mapping(self) -> dict[str, tuple[str, ...]]:
+        """`JASPER_PAYLOAD_MAPPING` as the reading of payloads takes it."""
+        return {str(part): places for part, places in self.jasper_payload_mapping.items()}
+
     @classmethod
     def load(cls) -> Self:
         """Read and check everything. Raises SettingsError that names every wrong setting at once."""

@@ -9,12 +9,14 @@ import asyncio
 import logging
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec
+from uuid import UUID
 
 import click
 import msgspec
@@ -30,12 +32,14 @@ from app.db.embedded import embedded_postgres
 from app.db.engine import create_engine, reading
 from app.db.migrate import check_schema, migrate
 from app.db.wakeup import Wakeup
+from app.deliveries.reprocess import Reprocessor
 from app.demo import DemoOptions, run_demo
-from app.domain.values import Action, EntityType
-from app.errors import InvalidParametersError, ReceiverError, SettingsError
+from app.domain.values import Action, DeliveryStatus, EntityType
+from app.errors import InvalidParametersError, NotFoundError, ReceiverError, SettingsError
 from app.feed import queries
 from app.feed.filters import Filters
 from app.jasper.client import open_http
+from app.ledger.writer import Writer
 from app.main import create_app
 from app.registration.register import Outcome, Registrar
 from app.registration.store import RegistrationStore
@@ -350,6 +354,62 @@ def _change_webhooks(
     print_records(outcomes, as_json=as_json)
     if any(outcome["problem"] for outcome in outcomes):
         sys.exit(1)
+
+
+@main.command()
+@click.argument("delivery_ids", metavar="[DELIVERY_ID]...", nargs=-1, type=click.UUID)
+@click.option(
+    "--status", type=click.Choice([str(one) for one in DeliveryStatus]), help="All deliveries of this status."
+)
+@as_json_option
+@with_settings
+def reprocess(settings: Settings, delivery_ids: tuple[UUID, ...], status: str | None, *, as_json: bool) -> None:
+    """Read deliveries again with today's JASPER_PAYLOAD_MAPPING: those given, or all of one status.
+
+    Prints what came of each. May be broken off and run again: no delivery gets a second event.
+    """
+    if bool(delivery_ids) == (status is not None):
+        raise click.UsageError("give either the ids of deliveries or --status")
+    with database(settings) as (dsn, _):
+        counted = asyncio.run(_reprocess(settings, dsn, delivery_ids, status, as_json=as_json))
+    say(_in_words(counted))
+    if delivery_ids and counted.total() < len(set(delivery_ids)):
+        raise NotFoundError("some of these deliveries do not exist")
+
+
+async def _reprocess(
+    settings: Settings, dsn: str, delivery_ids: tuple[UUID, ...], status: str | None, *, as_json: bool
+) -> Counter[str]:
+    page_size = 200
+    counted: Counter[str] = Counter()
+
+    def note(found: list[Any]) -> None:
+        for one in found:
+            counted[one.status] += 1
+            record = {"delivery_id": one.id, "status": one.status, "event_id": one.event_id, "reason": one.reason}
+            if as_json:
+                print_record(record, as_json=True)
+            else:
+                click.echo(f"{one.id}  {one.status:<12} {one.reason or one.event_id}")
+
+    async with engine_at(dsn) as engine, Writer(dsn) as writer:
+        reprocessor = Reprocessor(engine, writer, settings.payload_mapping)
+        if status is None:
+            for start in range(0, len(delivery_ids), page_size):
+                note(await reprocessor.reprocess(delivery_ids[start : start + page_size]))
+            return counted
+        after, has_more = None, True
+        while has_more:
+            found, has_more = await reprocessor.reprocess_page(DeliveryStatus(status), after=after, limit=page_size)
+            note(found)
+            after = found[-1].id if found else after
+            if has_more:
+                say(f"{_in_words(counted)} so far")
+    return counted
+
+
+def _in_words(counted: Counter[str]) -> str:
+    return f"{counted.total()} deliveries read again: " + ", ".join(f"{counted[one]} {one}" for one in DeliveryStatus)
 
 
 main.add_command(simulate)

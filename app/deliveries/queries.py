@@ -1,6 +1,8 @@
 """SQL for callbacks as they came. A body is put together again from what its delivery and its event keep of it."""
 
+import json
 from base64 import b64encode
+from collections.abc import Sequence
 from uuid import UUID
 
 import msgspec
@@ -9,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import deliveries, events
 from app.deliveries.schemas import DeliveryPageRecord, DeliveryRecord, DeliverySummaryRecord
-from app.domain.values import DeliveryStatus
+from app.domain.values import Delivery, DeliveryStatus, EntityType
 
 _SUMMARY = [
     *(
@@ -54,6 +56,37 @@ async def one(connection: AsyncConnection, delivery_id: UUID) -> DeliveryRecord 
         body=body,
         body_encoding=encoding,
     )
+
+
+async def kept(connection: AsyncConnection, ids: Sequence[UUID]) -> list[tuple[UUID, Delivery]]:
+    """The deliveries with these ids as they came, in the order of their ids.
+
+    Left out are unknown ones, and those whose body is gone with its event.
+    """
+    parts = [
+        deliveries.c[name]
+        for name in ("id", "entity_type", "received_at", "client", "proof", "headers", "body", "data_offset")
+    ]
+    query = select(*parts, events.c.data).select_from(_WITH_EVENT).where(deliveries.c.id.in_(ids))
+    rows = (await connection.execute(query.order_by(deliveries.c.id))).mappings()
+    return [(row["id"], _delivery(row, body)) for row in rows if (body := _whole(row)) is not None]
+
+
+def _delivery(row: RowMapping, body: bytes) -> Delivery:
+    return Delivery(
+        entity_type=EntityType(row["entity_type"]),
+        received_at=row["received_at"],
+        client=row["client"],
+        headers=tuple((name, value) for name, value in json.loads(row["headers"])),
+        body=body,
+        proof=row["proof"],
+    )
+
+
+async def summaries(connection: AsyncConnection, ids: Sequence[UUID]) -> list[DeliverySummaryRecord]:
+    """The deliveries with these ids as a list shows them, in the order of their ids; unknown ones are left out."""
+    query = select(*_SUMMARY).select_from(_WITH_EVENT).where(deliveries.c.id.in_(ids)).order_by(deliveries.c.id)
+    return [DeliverySummaryRecord(**row) for row in (await connection.execute(query)).mappings()]
 
 
 def _whole(row: RowMapping) -> bytes | None:

@@ -6,7 +6,7 @@ again. Their bodies may hold the secret at a place nobody thought of, so they ar
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from hashlib import sha256
 from typing import Annotated
@@ -14,7 +14,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access.dependencies import ReadKey
@@ -41,6 +41,17 @@ _KEEP = text(
     ON CONFLICT (entity_type, digest) DO NOTHING
     """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptApart:
+    """One callback that is kept apart; `sealed` are its headers and body."""
+
+    id: UUID
+    entity_type: EntityType
+    received_at: datetime
+    client: str
+    sealed: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,26 @@ class UnprovenStore:
                     "limit": self.limit,
                 },
             )
+
+    async def next_after(self, kept: KeptApart | None) -> KeptApart | None:
+        """The first one behind `kept`, oldest first; None where there are no more. Raises DatabaseUnavailableError."""
+        columns = [unproven.c[one.name] for one in fields(KeptApart)]
+        query = select(*columns).order_by(unproven.c.id).limit(1)
+        if kept is not None:
+            query = query.where(unproven.c.id > kept.id)
+        async with reading(self.engine) as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else KeptApart(**{**row, "entity_type": EntityType(row["entity_type"])})
+
+    def opened(self, kept: KeptApart) -> tuple[Headers, bytes]:
+        """Its headers and body as they came. Raises SealingError where no key of ENCRYPTION_KEYS fits."""
+        headers, body = json.loads(self.sealer.open(kept.sealed))
+        return tuple((name, value) for name, value in headers), bytes.fromhex(body)
+
+    async def remove(self, kept: KeptApart) -> None:
+        """Let go of one that was taken in. Raises DatabaseUnavailableError."""
+        async with writing(self.engine) as connection:
+            await connection.execute(delete(unproven).where(unproven.c.id == kept.id))
 
 
 def outline(body: bytes) -> Iterator[str]:

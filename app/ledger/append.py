@@ -8,7 +8,6 @@ finds a new event at or below it afterwards (`docs/decisions/0003-group-commit-u
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -54,6 +53,12 @@ _FIND_ENTITIES = """
     LEFT JOIN events e ON e.sequence = n.sequence
     LEFT JOIN events d ON d.sequence = n.data_sequence
 """
+_FIND_KEPT = """
+    SELECT d.id, d.status, d.event_sequence, e.id AS event_id, e.entity_type, e.entity_id, e.action, e.action_inferred,
+           e.occurred_at, e.data
+    FROM deliveries d LEFT JOIN events e ON e.sequence = d.event_sequence
+    WHERE d.id = ANY($1::uuid[])
+"""
 _NUMBERS = "SELECT nextval('event_sequence') FROM generate_series(1, $1::int)"
 _STORE_ENTITIES = """
     INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at,
@@ -66,10 +71,21 @@ _STORE_ENTITIES = """
         updated_at = excluded.updated_at, heard_at = excluded.heard_at, source_updated_at = excluded.source_updated_at,
         newest_at = excluded.newest_at, deleted_at = excluded.deleted_at
 """
+_STORE_REREAD = """
+    UPDATE deliveries d SET
+        status = reread.status, body = reread.body, data_offset = reread.data_offset, reading = reread.reading,
+        reason = reread.reason, event_sequence = reread.event_sequence, duplicate_of = reread.duplicate_of
+    FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::int[], $5::text[], $6::text[], $7::bigint[], $8::uuid[])
+        AS reread(id, status, body, data_offset, reading, reason, event_sequence, duplicate_of)
+    WHERE d.id = reread.id
+"""
+_REREAD_COLUMNS = ("id", "status", "body", "data_offset", "reading", "reason", "event_sequence", "duplicate_of")
+# What was told long ago and is read now says nothing of where the proof is today.
 _NOTE_PROOF = """
     UPDATE registrations r SET proof = seen.proof, last_callback_at = seen.received_at
     FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS seen(entity_type, proof, received_at)
     WHERE r.entity_type = seen.entity_type
+        AND (r.last_callback_at IS NULL OR r.last_callback_at <= seen.received_at)
 """
 _NOTIFY = "SELECT pg_notify($1, $2)"
 
@@ -85,6 +101,26 @@ class _Original:
     delivery_id: UUID | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What came before of a delivery that is read again now; `says` is what its event says, None where that is gone."""
+
+    status: DeliveryStatus
+    event_id: UUID | None
+    says: tuple[object, ...] | None
+
+    def stands(self, entry: Entry) -> bool:
+        """Whether reading it again changes nothing: what was read once is never taken back, nor written twice."""
+        if isinstance(entry.reading, Unreadable):
+            return self.status is not DeliveryStatus.QUARANTINED
+        return self.status is DeliveryStatus.ACCEPTED and self.says in {None, _said(entry.entity_type, entry.reading)}
+
+
+def _said(entity_type: EntityType, reading: Reading) -> tuple[object, ...]:
+    """What makes two readings of one delivery the same."""
+    return (entity_type, reading.entity_id, reading.action, reading.occurred_at, reading.data)
+
+
 @dataclass(slots=True)
 class _Batch:
     """What is known and what is to be written. `changed` are the entities whose state moved."""
@@ -92,9 +128,11 @@ class _Batch:
     originals: dict[bytes, _Original]
     entities: dict[_Identity, Entity]
     newest: dict[_Identity, _Original]
+    kept: dict[UUID, _Kept]
     numbers: Iterator[int]
     changed: set[_Identity] = field(default_factory=set)
     deliveries: list[tuple[object, ...]] = field(default_factory=list)
+    reread: dict[UUID, tuple[object, ...]] = field(default_factory=dict)
     events: list[tuple[object, ...]] = field(default_factory=list)
     new_keys: dict[bytes, int] = field(default_factory=dict)
     last_sequence: int | None = None
@@ -125,6 +163,8 @@ async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: 
     wanted = list(dict.fromkeys(readable))
     originals = await connection.fetch(_FIND_ORIGINALS, [key for own in keys for key in own]) if any(keys) else []
     known = await connection.fetch(_FIND_ENTITIES, *_columns(wanted, 2)) if wanted else []
+    ids = [entry.delivery_id for entry in entries if entry.delivery_id is not None]
+    kept = await connection.fetch(_FIND_KEPT, ids) if ids else []
     numbers = await connection.fetch(_NUMBERS, len(readable)) if readable else []
     identities = [(EntityType(row["entity_type"]), row["entity_id"]) for row in known]
     return _Batch(
@@ -134,6 +174,7 @@ async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: 
             identity: _Original(row["sequence"], row["event_id"], row["delivery_id"])
             for identity, row in zip(identities, known, strict=True)
         },
+        kept={row["id"]: _kept(row) for row in kept},
         numbers=(row[0] for row in numbers),
     )
 
@@ -154,9 +195,21 @@ def _entity(row: asyncpg.Record) -> Entity:
     )
 
 
+def _kept(row: asyncpg.Record) -> _Kept:
+    says = None
+    if row["event_id"] is not None:
+        action = None if row["action_inferred"] else row["action"]
+        data = None if row["data"] is None else row["data"].encode()
+        says = (row["entity_type"], row["entity_id"], action, row["occurred_at"], data)
+    return _Kept(DeliveryStatus(row["status"]), row["event_id"], says)
+
+
 def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
     """Decide what becomes of one entry, in the light of all before it in the batch."""
-    delivery_id = new_id()
+    delivery_id = entry.delivery_id or new_id()
+    kept = batch.kept.get(delivery_id)
+    if kept is not None and kept.stands(entry):
+        return Receipt(kept.status, delivery_id, kept.event_id)
     if isinstance(entry.reading, Unreadable):
         _keep(batch, entry, delivery_id, DeliveryStatus.QUARANTINED, reason=entry.reading.reason)
         return Receipt(DeliveryStatus.QUARANTINED, delivery_id, None)
@@ -203,6 +256,9 @@ def _remember(batch: _Batch, keys: tuple[bytes, ...], original: _Original) -> No
 
 
 def _repeat(batch: _Batch, entry: Entry, delivery_id: UUID, original: _Original, reason: str) -> Receipt:
+    kept = batch.kept.get(delivery_id)
+    if kept is not None and kept.status is DeliveryStatus.ACCEPTED:  # it has an event, its own or another's twin
+        return Receipt(kept.status, delivery_id, kept.event_id)
     _keep(batch, entry, delivery_id, DeliveryStatus.DUPLICATE, original=original, reason=reason)
     return Receipt(DeliveryStatus.DUPLICATE, delivery_id, original.event_id)
 
@@ -221,24 +277,29 @@ def _keep(
     if delivery is None:
         return
     body, offset = _without_data(delivery, entry.reading, status)
-    batch.deliveries.append(
-        (
-            delivery_id,
-            delivery.entity_type,
-            status,
-            delivery.received_at,
-            delivery.client,
-            delivery.proof,
-            json.dumps(delivery.headers),
-            body,
-            offset,
-            len(delivery.body),
-            json.dumps({"proof": delivery.proof, **entry.reading.places}),
-            reason,
-            original.sequence if original else None,
-            original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
-        )
-    )
+    row = {
+        "id": delivery_id,
+        "entity_type": delivery.entity_type,
+        "status": status,
+        "received_at": delivery.received_at,
+        "client": delivery.client,
+        "proof": delivery.proof,
+        "headers": json.dumps(delivery.headers),
+        "body": body,
+        "data_offset": offset,
+        "size": len(delivery.body),
+        "reading": json.dumps({"proof": delivery.proof, **entry.reading.places}),
+        "reason": reason,
+        "event_sequence": original.sequence if original else None,
+        "duplicate_of": original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
+    }
+    if delivery_id in batch.kept:
+        batch.reread[delivery_id] = tuple(row[name] for name in _REREAD_COLUMNS)
+    else:
+        batch.deliveries.append(tuple(row[name] for name in _DELIVERY_COLUMNS))
+    if entry.delivery_id is not None:
+        says = _said(entry.entity_type, entry.reading) if isinstance(entry.reading, Reading) else None
+        batch.kept[delivery_id] = _Kept(status, original.event_id if original else None, says)
 
 
 def _without_data(
@@ -280,6 +341,8 @@ async def _store(connection: asyncpg.Connection, batch: _Batch, entries: Sequenc
     """Write the batch, one statement a table."""
     if batch.deliveries:
         await connection.copy_records_to_table("deliveries", records=batch.deliveries, columns=_DELIVERY_COLUMNS)
+    if batch.reread:
+        await connection.execute(_STORE_REREAD, *_columns(list(batch.reread.values()), len(_REREAD_COLUMNS)))
     if batch.events:
         await connection.copy_records_to_table("events", records=batch.events, columns=_EVENT_COLUMNS)
     if batch.new_keys:
@@ -290,11 +353,12 @@ async def _store(connection: asyncpg.Connection, batch: _Batch, entries: Sequenc
         # In one order for all writers, so that rows are found near each other.
         rows = [(*identity, *_entity_row(batch.entities[identity])) for identity in sorted(batch.changed)]
         await connection.execute(_STORE_ENTITIES, *_columns(rows, 11))
-    seen: dict[EntityType, tuple[str, datetime]] = {
-        entry.entity_type: (entry.delivery.proof, entry.delivery.received_at) for entry in entries if entry.delivery
-    }
+    seen: dict[EntityType, Delivery] = {}
+    for delivery in filter(None, (entry.delivery for entry in entries)):
+        if delivery.entity_type not in seen or seen[delivery.entity_type].received_at <= delivery.received_at:
+            seen[delivery.entity_type] = delivery
     if seen:
-        rows_seen = [(entity_type, *proof) for entity_type, proof in seen.items()]
+        rows_seen = [(delivery.entity_type, delivery.proof, delivery.received_at) for delivery in seen.values()]
         await connection.execute(_NOTE_PROOF, *_columns(rows_seen, 3))
     if batch.last_sequence is not None:
         await connection.execute(_NOTIFY, FEED_CHANNEL, str(batch.last_sequence))

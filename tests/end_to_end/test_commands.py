@@ -1,16 +1,21 @@
 """The console command as an operator uses it: what it prints where, and how it exits."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db.migrate import head_revision
 from app.sealing import generate_key
 from app.serving import listen
+from tests.builders import a_delivery
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -75,7 +80,7 @@ def test_a_database_that_is_not_there_is_said_in_words(command: Command) -> None
 def test_status_tells_where_things_stand(command: Command) -> None:
     status = json.loads(command("status", "--json").stdout)
     assert status == {
-        "jasper": None, "schema": "0001", "feed_position": 0, "quarantined": 0, "unproven": 0, "registrations": []
+        "jasper": None, "schema": head_revision(), "feed_position": 0, "quarantined": 0, "unproven": 0, "registrations": []
     }  # fmt: skip
     assert "nothing is registered" in command("status").stdout
 
@@ -86,7 +91,7 @@ def test_the_feed_can_be_printed(command: Command) -> None:
 
 
 def test_migrate_says_what_it_did(command: Command) -> None:
-    assert json.loads(command("migrate", "--json").stdout) == {"before": "0001", "after": "0001"}
+    assert json.loads(command("migrate", "--json").stdout) == dict.fromkeys(("before", "after"), head_revision())
 
 
 def test_registering_without_a_jasper_says_which_settings_are_missing(command: Command) -> None:
@@ -128,3 +133,33 @@ def test_a_port_that_is_taken_is_said_in_words(command: Command) -> None:
     assert failed.returncode == 1
     assert "PORT" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+async def test_deliveries_are_read_again_by_id_or_by_status(command: Command, engine: AsyncEngine) -> None:
+    """The ids are those of the rows; what comes of them is printed as it is done."""
+    kept = [
+        await a_delivery(engine, status="quarantined", body=b'{"what": "updated", "id": %d}' % number, reason="?")
+        for number in (1, 2)
+    ]
+    odd = await a_delivery(engine, status="quarantined", body=b"no json", reason="?")
+    mapping = {"JASPER_PAYLOAD_MAPPING": '{"action": ["/what"]}'}
+
+    one = await asyncio.to_thread(command, "reprocess", str(kept[1]["id"]), "--json", **mapping)
+    assert one.returncode == 0, one.stderr
+    record = json.loads(one.stdout)
+    assert (record["delivery_id"], record["status"], record["reason"]) == (str(kept[1]["id"]), "accepted", None)
+    assert "1 deliveries read again: 1 accepted, 0 duplicate, 0 quarantined" in one.stderr
+
+    rest = await asyncio.to_thread(command, "reprocess", "--status", "quarantined", **mapping)
+    assert rest.returncode == 0, rest.stderr
+    lines = rest.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [str(kept[0]["id"]), "accepted"],
+        [str(odd["id"]), "quarantined"],
+    ]
+    assert "cannot be read as JSON" in lines[1]
+
+    unknown = await asyncio.to_thread(command, "reprocess", str(uuid4()), **mapping)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    for wrong in ([], ["x"], ["--status", "lost"], [str(odd["id"]), "--status", "quarantined"]):
+        assert (await asyncio.to_thread(command, "reprocess", *wrong)).returncode == 2
