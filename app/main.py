@@ -55,7 +55,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             jasper = await held.enter_async_context(open_http(settings))
             registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper)
             keyring = Keyring(registrar.store, _header_values(settings))
-            await keyring.refresh()
+            await keyring.try_refresh()  # Postgres may have gone again; callbacks are then told to come later
             writer = await held.enter_async_context(Writer(dsn))
             wakeup = await held.enter_async_context(Wakeup(dsn))
             app.state.drain = wakeup.drain

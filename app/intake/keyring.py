@@ -92,15 +92,16 @@ class Keyring:
 
     async def _refresh_at_a_distance(self) -> None:
         await asyncio.sleep(self._tried_at + self._distance - time.monotonic())
-        await self._refresh_or_log()
+        await self.try_refresh()
 
     async def keep_fresh(self, interval: float = REFRESH_INTERVAL) -> None:
         """Read the store every `interval` seconds, for ever; run it as a task and cancel it."""
         while True:
-            await self._refresh_or_log()
+            await self.try_refresh()
             await asyncio.sleep(interval)
 
-    async def _refresh_or_log(self) -> None:
+    async def try_refresh(self) -> None:
+        """Read the store; where it cannot be read that is logged, and what was known last holds."""
         trouble = None
         try:
             await self.refresh()

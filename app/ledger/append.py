@@ -233,19 +233,26 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
         batch.entities[identity] = folded.entity
         batch.changed.add(identity)
     if folded.event is None:
+        # Its own retry may come after the entity has been brought back, and must not delete it then.
+        _remember(batch, keys, batch.newest[identity])
         return _repeat(batch, entry, delivery_id, batch.newest[identity], "the entity is deleted already")
 
     event_id = new_id()
     created = _Original(folded.event.sequence, event_id, delivery_id if entry.delivery else None)
     if not folded.event.stale:
         batch.newest[identity] = created
-    for key in keys:
-        batch.originals[key] = created
-        batch.new_keys[key] = created.sequence
+    _remember(batch, keys, created)
     batch.last_sequence = created.sequence
     batch.events.append(_event_row(folded.event, folded.entity, event_id, created.delivery_id))
     _keep(batch, entry, delivery_id, DeliveryStatus.ACCEPTED, original=created)
     return Receipt(DeliveryStatus.ACCEPTED, delivery_id, event_id)
+
+
+def _remember(batch: _Batch, keys: tuple[bytes, ...], original: _Original) -> None:
+    """From now on whatever shares one of the keys repeats `original`."""
+    for key in keys:
+        batch.originals[key] = original
+        batch.new_keys[key] = original.sequence
 
 
 def _repeat(batch: _Batch, entry: Entry, delivery_id: UUID, original: _Original, reason: str) -> Receipt:

@@ -8,8 +8,13 @@ from collections.abc import AsyncIterator
 from hashlib import sha256
 
 import asyncpg
+import httpx
 import pytest
 
+from app.main import create_app
+from app.sealing import generate_key
+from app.settings import Settings
+from tests.conftest import served
 from tests.http.conftest import PRODUCT, SECRET, Receiver, Start, problem_of
 
 
@@ -227,6 +232,17 @@ async def test_when_postgres_is_gone_jasper_is_asked_to_come_again_and_nothing_i
     await admin.close()
     assert (await receiver.callback()).json()["status"] == "accepted"
     assert await receiver.counts() == (1, 1)
+
+
+async def test_a_start_without_postgres_succeeds_and_asks_jasper_to_come_again() -> None:
+    """It may go away between the migration and the start of the web application; that is no reason to end."""
+    key, nowhere = generate_key(), "postgresql://nobody@127.0.0.1:1/nothing"
+    app = create_app(Settings(_env_file=None, database_url=nowhere, encryption_keys=[key]), nowhere, [key])
+    async with served(app) as url, httpx.AsyncClient(base_url=url) as http:
+        response = await http.post("/callbacks/products", json=PRODUCT, headers={"x-secret": SECRET})
+        problem_of(response, 503)
+        assert int(response.headers["retry-after"]) > 0
+        assert (await http.get("/readyz")).status_code == 503
 
 
 async def test_a_face_that_the_roles_leave_out_is_404(start: Start) -> None:

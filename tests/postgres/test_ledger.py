@@ -259,6 +259,21 @@ async def test_a_repeated_delete_still_tells_how_new_the_deletion_is(
     assert await connection.fetchval("SELECT stale FROM events ORDER BY sequence DESC LIMIT 1")
 
 
+@pytest.mark.parametrize("between", [True, False], ids=["batch by batch", "in one batch"])
+async def test_a_retry_of_a_repeated_delete_never_deletes_what_came_back_meanwhile(
+    writer: Writer, connection: asyncpg.Connection, between: bool
+) -> None:
+    repeated = a_callback({"event": "deleted", "id": 1, "delivery_id": "d-2"})
+    entries = [a_notification(event="deleted"), repeated, a_product(event="created", minute=1), repeated]
+    if between:
+        receipts = await commit_all(writer, *entries)
+    else:
+        receipts = await asyncio.gather(*(writer.commit(entry) for entry in entries))
+    assert [receipt.status for receipt in receipts] == ["accepted", "duplicate", "accepted", "duplicate"]
+    assert receipts[3].event_id == receipts[1].event_id == receipts[0].event_id
+    assert await connection.fetchval("SELECT deleted_at IS NULL FROM entities")
+
+
 async def test_a_newer_update_brings_a_deleted_entity_back(writer: Writer, connection: asyncpg.Connection) -> None:
     await commit_all(writer, a_product(price=1), a_product(event="deleted", minute=1), a_product(minute=2, price=2))
     [entity] = await rows(connection, "SELECT version, deleted_at FROM entities")
