@@ -37,6 +37,9 @@ _LONGEST_TIME = 64
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
 _EPOCH = re.compile(r"[0-9]{9,17}(\.[0-9]{1,9})?")
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}[T ][0-9]{2}.*", re.IGNORECASE)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""Many systems write these for "none", and the driver of Postgres takes them for infinity, which is no time to compare."""
+
 _PING_TIME = "%a %b %d %H:%M:%S UTC %Y"
 """How Jasper's documented answer to `GET /ping` spells a time."""
 
@@ -452,7 +455,8 @@ def parse_time(text: str) -> datetime | None:
             moment = parsedate_to_datetime(text)
         else:
             moment = datetime.strptime(text, _PING_TIME).replace(tzinfo=UTC)
-        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        return moment if _FIRST < moment < _LAST else None
     return None
 
 
