@@ -147,7 +147,7 @@ _PIECES = (
     b"\xed\xa0\x80",
     b" ",
 )
-_PLACES = ("/data", "/data/0", "/data/id", "/meta/id", "/type", "/event", "", "/~1", "/nowhere", "header:X-Event")
+_PLACES = ("/data", "/data/0", "/data/id", "/meta/id", "/type", "/event", "", "/~1", "/nowhere")
 _PARTS = ("action", "entity_id", "data", "occurred_at", "delivery_id")
 _HEADERS = (
     *("host", "user-agent", "x-event", "x-jasper-event", "x-topic", "x-delivery-id", "idempotency-key", "signature"),
@@ -169,6 +169,8 @@ def callback(seed: int, number: int) -> Callback:
     made = Callback(TYPES[0] if random.random() < 0.7 else random.choice(TYPES), (), {}, b"", value)
     if random.random() < 0.15:
         made.mapping = {part: random.choices(_PLACES, k=2) for part in random.sample(_PARTS, random.randint(1, 3))}
+        if "data" not in made.mapping:
+            made.mapping["action"] = ["header:X-Event"]
     if isinstance(value, Members) and random.random() < 0.2:
         made.proven = _put_secret(random, value)
     made.body = spell(value, random if random.random() < 0.7 else None).encode("utf-8", "surrogatepass")

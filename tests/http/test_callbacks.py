@@ -4,10 +4,7 @@ import base64
 import gzip
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Any
 
@@ -15,77 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.clock import utc_now
-from app.db.engine import connect, create_engine
-from app.domain.values import EntityType
-from app.main import create_app
-from app.registration.store import RegistrationStore
-from app.sealing import Sealer, generate_key
-from app.settings import Settings
-from tests.conftest import served
-
-SECRET = "a-signing-secret-of-32-characters"
-KEY = "an-admin-key-of-some-length"
-PRODUCT = {"event": "product.created", "data": {"id": 1001, "name": "Hoodie", "updated_at": "2026-11-23T10:00:00Z"}}
-
-
-@dataclass(frozen=True)
-class Receiver:
-    """A running receiver: `http` is authorised as admin, `sql` looks into its database."""
-
-    http: httpx.AsyncClient
-    sql: asyncpg.Connection
-
-    async def callback(self, body: object = PRODUCT, collection: str = "products", **headers: str) -> httpx.Response:
-        """Send a callback; headers are given with underscores, the secret travels in `x-secret` unless others are."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        named = {name.replace("_", "-"): value for name, value in (headers or {"x_secret": SECRET}).items()}
-        return await self.http.post(f"/callbacks/{collection}", content=content, headers=named)
-
-    async def counts(self) -> tuple[int, int]:
-        """How many deliveries and events there are."""
-        return (
-            await self.sql.fetchval("SELECT count(*) FROM deliveries"),
-            await self.sql.fetchval("SELECT count(*) FROM events"),
-        )
-
-
-Start = Callable[..., AbstractAsyncContextManager[Receiver]]
-
-
-@pytest.fixture
-def start(database: str) -> Start:
-    """Starts a receiver that knows the secret for products, with other settings if given."""
-    key = generate_key()
-
-    @asynccontextmanager
-    async def start(*, secret: str | None = SECRET, **settings: Any) -> AsyncIterator[Receiver]:
-        if secret is not None:
-            engine = create_engine(database)
-            await RegistrationStore(engine, Sealer([key])).commit(
-                EntityType.PRODUCT,
-                webhook_id="1",
-                signing_secret=secret,
-                registered=None,
-                now=utc_now(),
-                retire_until=utc_now() + timedelta(hours=1),
-            )
-            await engine.dispose()
-        given = {"database_url": database, "encryption_keys": [key], "admin_api_key": KEY} | settings
-        app = create_app(Settings(_env_file=None, **given), database, [key])
-        sql = await connect(database, application_name="test")
-        async with served(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
-            http.headers["Authorization"] = f"Bearer {KEY}"
-            yield Receiver(http, sql)
-        await sql.close()
-
-    return start
-
-
-@pytest.fixture
-async def receiver(start: Start) -> AsyncIterator[Receiver]:
-    async with start() as receiver:
-        yield receiver
+from tests.http.conftest import PRODUCT, SECRET, Receiver, Start
 
 
 def problem_of(response: httpx.Response, status: int) -> dict[str, Any]:
