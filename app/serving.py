@@ -2,8 +2,10 @@
 
 The socket listens before the application starts, and so before anything is registered with Jasper: no callback that Jasper
 sends because of a registration finds the door closed. At the first signal readers that wait are let go at once.
+Connections are bounded here in what they may send and how long they may take, because no proxy in front is certain.
 """
 
+import asyncio
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than the usual 60 s of a proxy in front, which would else send into a
@@ -21,6 +24,19 @@ GRACE = 20
 
 BACKLOG = 2048
 """Connections that may wait to be accepted: a burst is queued by the kernel rather than refused."""
+
+LARGEST_HEAD = 64 * 1024
+"""Bytes of a request's line and headers."""
+
+SLOWEST_HEAD = 10.0
+"""Seconds from the connection, or a later request's first byte, to the end of the headers."""
+
+SLOWEST_BODY = 15.0
+"""Seconds from the end of the headers to the end of the body, whether or not anyone reads it. The callback endpoint is
+less patient, so that its senders get an answer (`app.intake.body`)."""
+
+SLOWEST_READER = 60.0
+"""Seconds in which a peer has to take something of an answer that waits for it."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -38,6 +54,75 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class BoundedProtocol(HttpToolsProtocol):
+    """Uvicorn's HTTP/1.1 with the bounds that it lacks: on the size of a head, and on the time of everything.
+
+    Who sends too large a head is told so; who is too slow is cut off, as no answer of ours would reach it.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._in_head = True
+        self._head_size = 0
+        self._sending: asyncio.TimerHandle | None = self._cut_off_after(SLOWEST_HEAD)
+        self._taking: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a head that has become too large is refused."""
+        while data and not self.transport.is_closing():
+            size = len(data)
+            if self._in_head:
+                self._sending = self._sending or self._cut_off_after(SLOWEST_HEAD)
+                size = LARGEST_HEAD - self._head_size
+                if size == 0:
+                    self.send_400_response(f"The head of a request may have {LARGEST_HEAD} bytes.")
+                    return
+                self._head_size += min(size, len(data))
+            super().data_received(data[:size])
+            data = data[size:]
+
+    def on_headers_complete(self) -> None:
+        """The body begins, if there is one."""
+        self._in_head = False
+        self._stop_sending_timer()
+        self._sending = self._cut_off_after(SLOWEST_BODY)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next request may begin; until it does, uvicorn's own time-out for idle connections counts."""
+        self._in_head = True
+        self._head_size = 0
+        self._stop_sending_timer()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The peer does not keep up."""
+        super().pause_writing()
+        self._taking = self._cut_off_after(SLOWEST_READER)
+
+    def resume_writing(self) -> None:
+        """The peer has caught up."""
+        super().resume_writing()
+        if self._taking is not None:
+            self._taking.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._stop_sending_timer()
+        if self._taking is not None:
+            self._taking.cancel()
+        super().connection_lost(exc)
+
+    def _cut_off_after(self, seconds: float) -> asyncio.TimerHandle:
+        return self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_sending_timer(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+
 class Server(uvicorn.Server):
     """Uvicorn with our settings; calls `app.state.drain` before it waits for running requests."""
 
@@ -45,6 +130,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=BoundedProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -2,7 +2,7 @@
 
 Pure, and exact: values are the texts they came as. Objects are compared member by member, arrays of equal length element
 by element; everything else that differs is replaced as a whole, so that applying the list to the value before always
-gives the value after.
+gives the value after. The list is bounded: a value in which very much differs is told member by member only.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,39 @@ class Change:
         return text + b"}"
 
 
+_LARGEST = 256 * 1024
+"""Characters of all paths, each with `_LEAST` for what stands around it, up to which every level is looked into.
+
+Each change names its whole path, so that a few megabytes of tiny values under long names would else fill the memory."""
+
+_LEAST = 32
+
+
 def diff(before: JsonText, after: JsonText) -> list[Change]:
     """All changes that lead from one JSON value to the other, in the order of the names; empty where they are equal."""
-    return list(_differences((), before, after))
+    changes: list[Change] = []
+    size = 0
+    for change in _differences((), before, after):
+        changes.append(change)
+        size += _LEAST + sum(map(len, change.path))
+        if size > _LARGEST:
+            return _coarse(before, after)
+    return changes
+
+
+def _coarse(before: JsonText, after: JsonText) -> list[Change]:
+    """The top-level members that differ, each as a whole; a number spelled otherwise differs."""
+    if not jsontext.kind(before) == jsontext.kind(after) == "object":
+        return [Change((), before, after)]
+    ours, theirs = jsontext.members(before), jsontext.members(after)
+    pairs = ((name, ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs}))
+    return [
+        Change((name,), one, other) for name, one, other in pairs if one != other and _digest(one) != _digest(other)
+    ]
+
+
+def _digest(text: JsonText | None) -> bytes:
+    return b"" if text is None else jsontext.digest(text)
 
 
 def as_json(changes: list[Change]) -> JsonText:
@@ -80,7 +110,7 @@ def _members_that_differ(path: tuple[str, ...], before: JsonText, after: JsonTex
             yield Change((*path, name), ours[name], None)
         elif name not in ours:
             yield Change((*path, name), None, theirs[name])
-        else:
+        elif ours[name] != theirs[name]:
             yield from _differences((*path, name), ours[name], theirs[name])
 
 

@@ -37,6 +37,9 @@ _LONGEST_TIME = 64
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
 _EPOCH = re.compile(r"[0-9]{9,17}(\.[0-9]{1,9})?")
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}[T ][0-9]{2}.*", re.IGNORECASE)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""Many systems write these for "none", and the driver of Postgres takes them for infinity, which is no time to compare."""
+
 _PING_TIME = "%a %b %d %H:%M:%S UTC %Y"
 """How Jasper's documented answer to `GET /ping` spells a time."""
 
@@ -60,6 +63,11 @@ class _Level:
     pointer: str
     text: JsonText
     members: Mapping[str, JsonText]
+
+    @property
+    def name(self) -> str:
+        """The member that holds it, also where it stands in an array of one."""
+        return self.pointer.removesuffix("/0").rpartition("/")[2]
 
     def at(self, name: str) -> str:
         return jsontext.append_to_pointer(self.pointer, name)
@@ -160,6 +168,8 @@ def _find_levels(entity_type: EntityType, root: JsonText, mapping: Mappings) -> 
             return (level,) if place else (), _level(place, text)
     envelopes: list[_Level] = []
     while len(envelopes) < _MOST_LEVELS and (inner := _wrapped(entity_type, level)) is not None:
+        if envelopes and _is_part(entity_type, inner, level):
+            break
         envelopes.append(level)
         level = inner
     return tuple(envelopes), level
@@ -211,6 +221,28 @@ def _wrapped(entity_type: EntityType, level: _Level) -> _Level | None:
     return next(iter(telling or candidates), None)
 
 
+def _is_part(entity_type: EntityType, inner: _Level, level: _Level) -> bool:
+    """Whether `level` is the entity already, within an envelope, and `inner` no more than an attribute of it.
+
+    Raises _UnreadableError where either may be the entity.
+    """
+    own = wire.own_names(entity_type)
+    outer_id = next(level.ids(("id", "uuid")), None)
+    if outer_id is None or _states_action(level) or _says_nothing(entity_type, level):
+        return False
+    if level.name in own:
+        return True
+    inner_id = _own_id(entity_type, inner)
+    if inner_id is None or inner.name in own:
+        return False
+    if inner_id.value != outer_id.value:
+        raise _UnreadableError(
+            f"either {level.pointer} or {inner.pointer} may be the entity; "
+            "name the right one in JASPER_PAYLOAD_MAPPING (data)"
+        )
+    return _says_nothing(entity_type, inner)
+
+
 def _contradict(entity_type: EntityType, one: _Level, other: _Level) -> bool:
     """Whether two objects tell different things under the same name."""
     shared = one.members.keys() & other.members.keys() - wire.says_nothing(entity_type)
@@ -221,7 +253,7 @@ def _says_nothing(entity_type: EntityType, level: _Level) -> bool:
     """Whether an object only says which entity it is about and when, but nothing of the entity itself."""
     silent = wire.says_nothing(entity_type)
     blank = jsontext.quote(BLANK)
-    return all(name in silent or value == blank for name, value in level.members.items())
+    return all(name in silent or jsontext.equal(value, blank) for name, value in level.members.items())
 
 
 def _holds_entity(entity_type: EntityType, level: _Level) -> bool:
@@ -423,7 +455,8 @@ def parse_time(text: str) -> datetime | None:
             moment = parsedate_to_datetime(text)
         else:
             moment = datetime.strptime(text, _PING_TIME).replace(tzinfo=UTC)
-        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        return moment if _FIRST < moment < _LAST else None
     return None
 
 

@@ -30,6 +30,9 @@ _SHORT_ESCAPES = {
 }
 
 
+_ESCAPE = rb'\\["\\/bfnrtu]'
+
+
 def redact_headers(
     headers: Headers, secrets: Sequence[str], required: Sequence[Mapping[str, str]], proof_header: str | None = None
 ) -> Headers:
@@ -63,11 +66,10 @@ def redact_body(body: bytes, secrets: Sequence[str]) -> bytes:
     unescaped = body.replace(rb"\/", b"/")
     if not wanted or (not any(secret in unescaped for secret in raw) and not _escapes(wanted).search(body)):
         return body
-    if body.removeprefix(_BOM).lstrip()[:1] in {b"{", b"[", b'"'}:
-        return _spellings(wanted).sub(_blanked, body)
-    for secret in raw:  # no JSON: nothing is escaped, and nothing says where a value ends
-        body = body.replace(secret, BLANK.encode())
-    return body
+    if body.removeprefix(_BOM).lstrip()[:1] not in {b"{", b"[", b'"'}:
+        for secret in raw:  # no JSON: nothing says where a value ends
+            body = body.replace(secret, BLANK.encode())
+    return _spellings(wanted).sub(_blanked, body)
 
 
 def _parts(secrets: Collection[str]) -> list[str]:
@@ -86,14 +88,15 @@ def _escapes(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
 def _spellings(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
     r"""Finds each secret in JSON text: as a whole string, as a part of one, in whatever mixture of escapes.
 
-    A pair that begins no secret is stepped over, so that `\\u0041` is not taken for a backslash and an escaped `A`.
+    An escape that begins no secret is stepped over, so that `\\u0041` is not taken for a backslash and an escaped `A`. A
+    backslash that begins no escape hides nothing: such a body is no JSON, but it is kept all the same.
     """
     spelled = {secret: b"".join(_spelled(char) for char in secret) for secret in secrets}
     bearer = b"".join(_spelled(char, char.upper()) for char in _BEARER)
     whole = b'(?P<whole>"(?:%b *)?(?:%b)")' % (bearer, b"|".join(spelled.values()))
     # Digits alone may be part of a number, where a blank would be no JSON.
     parts = b"|".join(spelled[secret] for secret in _parts(secrets) if not secret.isdecimal())
-    return re.compile(b"|".join([whole, rb"(?P<part>%b)" % parts, rb"\\."] if parts else [whole, rb"\\."]))
+    return re.compile(b"|".join([whole, rb"(?P<part>%b)" % parts, _ESCAPE] if parts else [whole, _ESCAPE]))
 
 
 def _blanked(found: re.Match[bytes]) -> bytes:

@@ -23,6 +23,8 @@ from app.settings import Settings
 from tests.conftest import served
 
 ADMIN_KEY = "an-admin-key-of-some-length"
+SECRET = "a-signing-secret-of-32-characters"
+PRODUCT = {"event": "product.created", "data": {"id": 1001, "name": "Hoodie", "updated_at": "2026-11-23T10:00:00Z"}}
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,6 @@ async def reader(database: str, engine: AsyncEngine) -> AsyncIterator[Reader]:
     authorization = {"Authorization": f"Bearer {ADMIN_KEY}"}
     async with served(app) as url, httpx.AsyncClient(base_url=url, headers=authorization, timeout=30) as http:
         yield Reader(app, http, engine)
-
-
-SECRET = "a-signing-secret-of-32-characters"
-PRODUCT = {"event": "product.created", "data": {"id": 1001, "name": "Hoodie", "updated_at": "2026-11-23T10:00:00Z"}}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The difference of two JSON values: complete, exact, and nothing that is none."""
 
+import json
 from copy import deepcopy
 from random import Random
 
@@ -132,3 +133,37 @@ def test_hostile_states_are_compared_in_a_moment(body: bytes) -> None:
     after = JsonText(before[:-1] + b' ,"one more":1}')
     assert "one more" in diff.top_level_names(diff.diff(before, after))
     assert diff.diff(before, JsonText(before[:-1] + b" }")) == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param([1] * 200_000, [2] * 200_000, id="an array"),
+        pytest.param({"same": 1, "x": [1] * 200_000}, {"same": 1, "x": [2] * 200_000, "new": 1}, id="in a member"),
+        pytest.param(
+            {"n" * 9_000: {str(n): 1 for n in range(999)}}, {"n" * 9_000: {str(n): 2 for n in range(999)}}, id="names"
+        ),
+        pytest.param({str(n): 1 for n in range(50_000)}, {str(n): n for n in range(50_000)}, id="members"),
+        pytest.param({"x": [1.0] * 20_000, "y": 1}, {"x": [2.0] * 20_000, "y": [1, [2]]}, id="kinds"),
+    ],
+)
+def test_very_many_changes_are_told_in_few_words_and_still_lead_to_the_value_after(before: Json, after: Json) -> None:
+    """Each change names its whole path, so a few megabytes could else become gigabytes."""
+    one, two = (json.dumps(value).encode() for value in (before, after))
+    changes = diff.diff(JsonText(one), JsonText(two))
+    text = diff.as_json(changes)
+    assert len(text) < 12 * (len(one) + len(two))
+    assert _apply(json.loads(text), json.loads(one)) == json.loads(two)
+    names = (
+        {name for name in (*before, *after) if before.get(name) != after.get(name)} if isinstance(before, dict) else ()
+    )
+    assert set(diff.top_level_names(changes)) == set(names)
+
+
+def test_a_large_value_in_which_little_differs_is_told_to_the_last_level() -> None:
+    before = {"x": [{"a": number} for number in range(50_000)]}
+    after = deepcopy(before)
+    after["x"][7]["a"] = -1
+    [change] = diff.diff(*(JsonText(json.dumps(value).encode()) for value in (before, after)))
+    assert change.path == ("x", "7", "a")

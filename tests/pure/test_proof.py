@@ -225,3 +225,23 @@ def test_every_secret_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch
 def test_a_hostile_body_is_refused_in_a_moment(body: bytes) -> None:
     """Anyone can send one: this is the only rule that runs before it is known who calls."""
     assert prove((("x", "y"),), body, [SECRET, OTHER], AUTO) is None
+
+
+@pytest.mark.parametrize("secret", [SECRET, 'two\\ways"é', "\U0001f511\U0001f511 key", "\u0130"])
+@given(random=randoms)
+def test_a_secret_of_any_characters_is_found_in_every_spelling(secret: str, random: Random) -> None:
+    body = spell({"a": [secret], "b": {"c": f"{secret} "}}, random)
+    assert prove((), body, [OTHER, secret], AUTO) == "body:/a/0"
+    assert prove((), body, [f"{secret}x"], AUTO) is None
+
+
+@pytest.mark.parametrize("location", [AUTO, Location("body", "/data/secret")])
+@pytest.mark.parametrize(
+    "body", [b'{"data":{%b}}' % b",".join(b'"%d":"%024d"' % (n, n) for n in range(100_000)), *HOSTILE.values()]
+)
+def test_what_a_stranger_sends_is_never_parsed(
+    body: bytes, location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few megabytes of tiny values take the parser seconds, in which nobody else is served."""
+    monkeypatch.setattr("app.jasper.proof._parsed", None)
+    assert prove((("x", "y"),), body, [SECRET, "n" * 24], location) is None

@@ -1,5 +1,6 @@
 """Reading as a law: total, the same for every spelling, overridden by the mapping, and never a guess."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -90,7 +91,7 @@ entities = st.fixed_dictionaries(
         "product_id": identifiers,
         "updated_at": times,
         "version": st.integers(0, 3).map(lambda number: Number(str(number))),
-        "name": values,
+        "name": values | st.just(BLANK),
         "type": words,
         "data": st.none() | states,
     },
@@ -121,7 +122,8 @@ mappings = st.dictionaries(
     st.sampled_from(["action", "entity_id", "data", "occurred_at", "delivery_id"]),
     st.lists(st.sampled_from(["/data", "/data/0", "/meta/id", "/type", "/~1", "", "header:X-Event"]), max_size=2),
     max_size=2,
-)
+).filter(lambda mapping: "header:X-Event" not in mapping.get("data", ()))
+"""As the settings allow them."""
 
 
 @given(envelopes | damaged(), headers_of_calls, mappings, st.sampled_from(EntityType), randoms)
@@ -164,6 +166,40 @@ def _without_data(reading: Reading) -> list[Any]:
     return [getattr(reading, name) for name in Reading.__slots__ if name != "data"]
 
 
+@given(envelopes, headers_of_calls, mappings, randoms)
+def test_every_part_of_a_reading_stands_at_the_place_that_is_told(
+    payload: Json, headers: Headers, mapping: dict[str, list[str]], random: Random
+) -> None:
+    """The places are the evidence on the delivery: they must lead to what was read, and none may be missing."""
+    body = spell(payload, random)
+    reading = interpret(PRODUCT, headers, body, mapping)
+    if isinstance(reading, Unreadable):
+        return
+
+    def standing_at(place: str) -> list[str]:
+        if place.startswith("header:"):
+            return [value for name, value in headers if name == place.removeprefix("header:")]
+        text = jsontext.resolve(jsontext.document(body), place)
+        assert text is not None
+        return [jsontext.string(text) if jsontext.kind(text) == "string" else text.decode()]
+
+    found = {
+        "entity_id": reading.entity_id,
+        "action": reading.action,
+        "data": reading.data,
+        "occurred_at": reading.occurred_at,
+        "delivery_id": reading.delivery_key,
+    }
+    assert reading.places.keys() == {part for part, value in found.items() if value is not None}
+    meant: dict[str, Callable[[str], Any]] = {
+        "action": wire.action_of,
+        "occurred_at": parse_time,
+        "data": str.encode,
+    }
+    for part, place in reading.places.items():
+        assert found[part] in [meant.get(part, str)(text) for text in standing_at(place)], part
+
+
 @given(damaged())
 @example(b'{"data":{"data":{"data":{"data":{"data":{"id":1}}}}}}')
 @example(b'{"id":1,"updated_at":"0001-01-01T00:00:00+01:00"}')
@@ -171,6 +207,116 @@ def _without_data(reading: Reading) -> list[Any]:
 def test_no_bytes_are_too_strange(body: bytes) -> None:
     for entity_type in EntityType:
         interpret(entity_type, (), body, {})
+
+
+# Doubts: what two places say must be one thing
+
+
+def _merged(*pieces: dict[str, Json]) -> dict[str, Json]:
+    """One payload with all that the pieces say, side objects put together."""
+    found: dict[str, Json] = {}
+    for piece in pieces:
+        for name, value in piece.items():
+            if isinstance(value, dict) and isinstance(found.get(name), dict):
+                found[name] = _merged(found[name], value)
+            else:
+                found[name] = value
+    return found
+
+
+def _is_read(payload: Json, *headers: tuple[str, str], random: Random) -> bool:
+    """Whether it is read, as it stands and as the one element of an array; both must be alike."""
+    alone = interpret(PRODUCT, headers, spell(payload, random), {})
+    in_array = interpret(PRODUCT, headers, spell([payload], random), {})
+    assert type(alone) is type(in_array)
+    return isinstance(alone, Reading)
+
+
+around = st.dictionaries(st.sampled_from(["name", "attempt", "source", "x"]), states, max_size=2)
+two_words = st.lists(st.sampled_from(list(wire.ACTION_WORDS)), min_size=2, max_size=2)
+word_places = st.sampled_from(
+    [
+        *((name,) for name in wire.ACTION_NAMES),
+        *((side, name) for side in wire.SIDE_OBJECTS if side != "event" for name in ("action", "type", "name")),
+        *((f"header:{name}",) for name in wire.ACTION_HEADERS),
+    ]
+)
+
+
+@given(around, two_words, st.lists(word_places, min_size=2, max_size=2, unique=True), randoms)
+def test_two_words_for_different_actions_are_never_read_as_one_of_them(
+    around: dict[str, Json], verbs: list[str], places: list[tuple[str, ...]], random: Random
+) -> None:
+    pieces: list[dict[str, Json]] = [around, {"data": {"id": Number("1"), "name": "x"}}]
+    headers = []
+    for verb, place in zip(verbs, places, strict=True):
+        word = random.choice([verb, f"product.{verb}", f"PRODUCT_{verb.upper()}"])
+        if place[0].startswith("header:"):
+            headers.append((place[0].removeprefix("header:"), word))
+        else:
+            pieces.append({place[0]: word} if len(place) == 1 else {place[0]: {place[1]: word}})
+    agree = wire.ACTION_WORDS[verbs[0]] is wire.ACTION_WORDS[verbs[1]]
+    assert _is_read(_merged(*pieces), *headers, random=random) is agree
+
+
+@given(around, st.lists(st.sampled_from(wire.reference_names(PRODUCT)), min_size=2, max_size=2, unique=True), randoms)
+@pytest.mark.parametrize("agree", [True, False])
+def test_two_ids_of_an_envelope_are_never_read_as_one_of_them(
+    agree: bool, around: dict[str, Json], names: list[str], random: Random
+) -> None:
+    """Where the entity has none of its own, which would decide."""
+    ids = [Number("1001"), "1001" if agree else "1002"]
+    payload = {**around, "event": "product.updated", **dict(zip(names, ids, strict=True))}
+    assert _is_read(payload, random=random) is agree
+    assert _is_read({**payload, "data": {"price": Number("1")}}, random=random) is agree
+    assert _is_read({**payload, "data": {"id": Number("7"), "price": Number("1")}}, random=random)
+
+
+@given(around, st.lists(st.sampled_from(wire.wrappers(PRODUCT)), min_size=2, max_size=2, unique=True), randoms)
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ({"id": Number("1"), "name": "x"}, {"id": Number("1"), "name": "x"}, True),
+        ({"id": Number("1"), "price": Number("1.0")}, {"id": "1", "price": Number("1.00")}, True),
+        ({"id": Number("1"), "name": "x"}, {"id": Number("1"), "price": Number("1")}, True),
+        ({"id": Number("1"), "name": "x"}, {"id": Number("2"), "name": "x"}, False),
+        ({"id": Number("1"), "name": "x"}, {"id": Number("2")}, False),
+        ({"id": Number("1"), "name": "x"}, {"id": Number("1"), "name": "y"}, False),
+        ({"id": Number("1"), "name": "x"}, {"id": Number("1"), "name": None}, False),
+    ],
+)
+def test_two_objects_that_may_be_the_entity_must_not_contradict_each_other(
+    one: Json, other: Json, agree: bool, around: dict[str, Json], names: list[str], random: Random
+) -> None:
+    payload = {**around, "event": "product.updated", names[0]: one, names[1]: other}
+    assert _is_read(payload, random=random) is agree
+    assert _is_read({"event": "product.updated", "payload": payload | {"event": None}}, random=random) is agree
+
+
+@given(around, st.sampled_from(wire.wrappers(PRODUCT)), st.sampled_from(wire.wrappers(PRODUCT)), randoms)
+def test_an_entity_within_an_envelope_is_never_taken_for_the_wrapper_of_its_attributes(
+    around: dict[str, Json], outer: str, inner: str, random: Random
+) -> None:
+    """Its own name decides; else two ids are a doubt."""
+    entity = {**around, "id": Number("1"), "title": "x", inner: {"id": Number("2"), "title": "y"}}
+    reading = interpret(PRODUCT, (), spell({"event": "product.updated", outer: entity}, random), {})
+    if outer == "product":
+        assert isinstance(reading, Reading)
+        assert (reading.entity_id, reading.places["data"]) == ("1", "/product")
+    elif inner == "product":
+        assert isinstance(reading, Reading)
+        assert (reading.entity_id, reading.places["data"]) == ("2", f"/{outer}/product")
+    else:
+        assert isinstance(reading, Unreadable)
+
+
+@given(around, st.sampled_from(wire.ENTITY_TYPE_NAMES + wire.ACTION_NAMES), st.sampled_from(EntityType), randoms)
+def test_a_callback_at_the_address_of_another_entity_type_is_never_read(
+    around: dict[str, Json], name: str, entity_type: EntityType, random: Random
+) -> None:
+    said = entity_type.value if name in wire.ENTITY_TYPE_NAMES else f"{entity_type.value}.updated"
+    payload = {**around, name: said, "data": {"id": Number("1"), "name": "x"}}
+    assert _is_read(payload, random=random) is (entity_type is PRODUCT)
 
 
 # Mapping
@@ -310,7 +456,11 @@ def test_a_time_is_understood_in_every_usual_spelling(text: str, expected: datet
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "5", "2026-01-02", "2026-13-02T00:00:00Z", "1e9", "0001-01-01T00:00:00+01:00"]
+    "text",
+    [
+        *("", "soon", "5", "2026-01-02", "2026-13-02T00:00:00Z", "1e9"),
+        *("0001-01-01T00:00:00+01:00", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
+    ],
 )
 def test_what_is_no_time_is_none(text: str) -> None:
     assert parse_time(text) is None

@@ -68,6 +68,22 @@ def test_no_long_secret_survives_as_it_is_in_what_begins_with_anything_but_json(
     assert not any(secret.encode() in redacted for secret in known)
 
 
+@given(damaged(), st.integers(0, 200), randoms, st.sampled_from(["whsec_7f/Zs+9aQ==", "key-of-another-kind"]))
+@example(b'{"a":"\\', 7, Random(1), "whsec_7f/Zs+9aQ==")
+def test_no_long_secret_survives_in_what_only_looks_like_json(
+    body: bytes, position: int, random: Random, secret: str
+) -> None:
+    """Such a body is quarantined whole, so a backslash that begins no escape must not hide what stands behind it."""
+    spelled = random.choice([secret, secret.replace("/", "\\/"), "".join(f"\\u{ord(char):04x}" for char in secret)])
+    redacted = redact_body(body[:position] + spelled.encode() + body[position:], [secret])
+    assert secret.encode() not in redacted.replace(b"\\/", b"/")
+
+
+def test_an_escaped_secret_is_blanked_in_what_is_no_json_too() -> None:
+    escaped = "".join(f"\\u{ord(char):04x}" for char in SECRET)
+    assert redact_body(f"x={escaped}&y={SECRET}".encode(), [SECRET]) == f"x={BLANK}&y={BLANK}".encode()
+
+
 @given(damaged(), secrets)
 def test_redaction_is_total_and_can_be_repeated(body: bytes, known: list[str]) -> None:
     redacted = redact_body(body, known)
