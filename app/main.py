@@ -20,6 +20,7 @@ from app.db.wakeup import Wakeup
 from app.deliveries import router as deliveries
 from app.domain.values import EntityType
 from app.entities import router as entities
+from app.feed import consumer_router as consumers
 from app.feed import router as feed
 from app.intake import rejections, unproven
 from app.intake import router as callbacks
@@ -101,7 +102,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     if with_callbacks:
         app.router.routes.extend(callbacks.routes)
     if with_api:
-        for room in (feed, deliveries, webhooks, rejections, unproven, entities):
+        for room in (feed, consumers, deliveries, webhooks, rejections, unproven, entities):
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)
