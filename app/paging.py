@@ -24,7 +24,8 @@ from app.problems import instance_of
 MOST_ITEMS = 1000
 DEFAULT_ITEMS = 100
 LONGEST_WAIT = 60
-"""Seconds."""
+LONGEST_LEASE = 3600
+"""Seconds, both."""
 
 MOST_BYTES = 16 * 1024 * 1024
 """A page ends early rather than grow much beyond this: items may have megabytes each."""
@@ -98,7 +99,7 @@ Position = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole_numb
 
 Limit = Annotated[int, Field(ge=1, le=MOST_ITEMS), BeforeValidator(_whole_number)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT), BeforeValidator(_seconds)]
-WholeSeconds = Annotated[int, BeforeValidator(_whole_number)]
+Lease = Annotated[int, Field(ge=1, le=LONGEST_LEASE), BeforeValidator(_whole_number)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 SearchText = Annotated[str, AfterValidator(_storable)]

@@ -22,7 +22,6 @@ from app.errors import (
 )
 from app.feed import consumers
 from app.feed.consumer_schemas import (
-    LONGEST_LEASE,
     Ack,
     Consumer,
     ConsumerList,
@@ -35,7 +34,7 @@ from app.feed.consumer_schemas import (
 from app.feed.consumers import Look
 from app.feed.filters import Filters
 from app.feed.waiting import look_until_there
-from app.paging import NoParameters, Page, Wait, WholeSeconds, described_body, read_body, read_query
+from app.paging import Lease, NoParameters, Page, Wait, described_body, read_body, read_query
 from app.problems import documented
 
 router = APIRouter(prefix="/v1/consumers", tags=["consumers"])
@@ -71,7 +70,7 @@ class ConsumerPageParameters(Filters, Page):
     """What `GET /v1/consumers/{name}/events` takes."""
 
     wait: Wait = Field(0, description="Seconds to hold the request until there is an event to have", examples=[30])
-    lease: Annotated[WholeSeconds, Field(ge=1, le=LONGEST_LEASE)] | None = Field(
+    lease: Lease | None = Field(
         None,
         description="Seconds for which the page shall be this caller's alone. Needs the scope `write` too",
         examples=[60],

@@ -9,10 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from app.domain.values import EntityType
 from app.feed.schemas import EventPage, EventPageRecord
-from app.paging import Body, SearchText
-
-LONGEST_LEASE = 3600
-"""Seconds."""
+from app.paging import LONGEST_LEASE, Body, SearchText
 
 _LONGEST_REASON = 1000
 _HIGHEST = 2**63 - 1
