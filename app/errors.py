@@ -59,7 +59,7 @@ class NotAuthenticError(ReceiverError):
 
 
 class BodyTooLargeError(ReceiverError):
-    """A request body is larger than `MAX_BODY_BYTES`."""
+    """A request body is larger than is accepted: a callback's than `MAX_BODY_BYTES`."""
 
 
 class RequestTimeoutError(ReceiverError):
@@ -96,6 +96,14 @@ class GoneError(ReceiverError):
 
 class ConflictError(ReceiverError):
     """The request contradicts what is already there."""
+
+
+class LeasedError(ConflictError):
+    """The page belongs to another reader of the same consumer. `retry_after`: seconds until its lease runs out."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class InvalidParametersError(ReceiverError):

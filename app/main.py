@@ -22,6 +22,7 @@ from app.deliveries import router as deliveries
 from app.deliveries.reprocess import Reprocessor
 from app.domain.values import EntityType
 from app.entities import router as entities
+from app.feed import consumer_router as consumers
 from app.feed import router as feed
 from app.intake import rejections, release, unproven
 from app.intake import router as callbacks
@@ -104,7 +105,10 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     if with_callbacks:
         app.router.routes.extend(callbacks.routes)
     if with_api:
-        for room in (feed, deliveries, reprocess, webhooks, rejections, unproven, release, entities):
+        for room in (
+            *(feed, consumers, deliveries, reprocess, webhooks),
+            *(rejections, unproven, release, entities),
+        ):
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)

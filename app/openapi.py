@@ -28,6 +28,7 @@ Follow the feed with `GET /v1/events?after=N`, where `N` is the `after` of the p
 
 TAGS = [
     {"name": "feed", "description": "The feed: every create, update and delete, in one strict order."},
+    {"name": "consumers", "description": "Named positions in the feed, kept by the server, for one pod or many."},
     {"name": "entities", "description": "The latest state of each entity, and its history."},
     {"name": "deliveries", "description": "Every authentic callback as it came, and how it was read."},
     {"name": "webhooks", "description": "The registrations with Jasper."},

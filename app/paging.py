@@ -1,9 +1,10 @@
-"""Query parameters and pages: strict reading of what callers ask for, bounded pages, the way to the next one.
+"""Query parameters, small bodies, pages: strict reading of what callers ask for, bounded pages, the way to the next one.
 
 Every list pages by position (`after`), never by counting rows, so that a page costs the same wherever it begins.
 Nothing that a caller sends is ignored or guessed: an unknown, repeated or half-right parameter is refused.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -11,21 +12,28 @@ from typing import Annotated, Any, TypeVar, get_origin
 from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import Depends, Query, Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from app.errors import InvalidParametersError
+from app.errors import BodyTooLargeError, InvalidParametersError, RequestTimeoutError
 from app.problems import instance_of
 
 MOST_ITEMS = 1000
 DEFAULT_ITEMS = 100
 LAST_POSITION = 2**63 - 1
 LONGEST_WAIT = 60
-"""Seconds."""
+LONGEST_LEASE = 3600
+"""Seconds, both."""
 
 MOST_BYTES = 16 * 1024 * 1024
 """A page ends early rather than grow much beyond this: items may have megabytes each."""
+
+_MOST_BODY_BYTES = 64 * 1024
+_SLOWEST_BODY = 10.0
+"""Seconds a caller may take for its body: what is sent here is small, and a connection that drips holds memory."""
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?")
@@ -101,6 +109,7 @@ Position = Annotated[int, Field(ge=0, le=LAST_POSITION), BeforeValidator(_whole_
 
 Limit = Annotated[int, Field(ge=1, le=MOST_ITEMS), BeforeValidator(_whole_number)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT), BeforeValidator(_seconds)]
+Lease = Annotated[int, Field(ge=1, le=LONGEST_LEASE), BeforeValidator(_whole_number)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 PointInTime = Annotated[Annotated[int, Field(ge=0, le=LAST_POSITION)] | datetime, BeforeValidator(_point)]
@@ -121,7 +130,14 @@ class Page(Parameters):
     limit: Limit = Field(DEFAULT_ITEMS, description="How many items at most")
 
 
+class Body(BaseModel):
+    """Base of what a route takes as its JSON body. Unknown members are refused, and nothing is taken for another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
 P = TypeVar("P", bound=Parameters)
+B = TypeVar("B", bound=Body)
 
 
 def read_query(model: type[P]) -> Callable[..., Awaitable[P]]:
@@ -143,6 +159,43 @@ def read_query(model: type[P]) -> Callable[..., Awaitable[P]]:
 
 NoParameters = Annotated[Parameters, Depends(read_query(Parameters))]
 """For routes that take no query at all."""
+
+
+def read_body(model: type[B]) -> Callable[[Request], Awaitable[B]]:
+    """The dependency that reads a JSON body into `model`; no body at all is read as `{}`. `Content-Type` decides nothing.
+
+    FastAPI itself would read a body of any size, before it has asked who calls. In a route's signature this one stands
+    behind the key. Raises BodyTooLargeError and RequestTimeoutError besides what wrong parameters are.
+    """
+
+    async def read(request: Request) -> B:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_SLOWEST_BODY):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > _MOST_BODY_BYTES:
+                        raise BodyTooLargeError(f"the body is larger than {_MOST_BODY_BYTES} bytes")
+        except (TimeoutError, ClientDisconnect) as exc:
+            raise RequestTimeoutError(f"the body did not arrive within {_SLOWEST_BODY:g} s") from exc
+        try:
+            return model.model_validate_json(bytes(body) or b"{}")
+        except ValidationError as exc:
+            found = exc.errors(include_context=False, include_url=False)
+            raise RequestValidationError([{**error, "loc": ("body", *error["loc"])} for error in found]) from exc
+
+    return read
+
+
+def described_body(model: type[Body], *, required: bool = True) -> dict[str, Any]:
+    """How a route that takes a body with `read_body` describes it in the OpenAPI document (FastAPI's `openapi_extra`).
+
+    What the model refers to has to be in the document already, as part of some answer.
+    """
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def fitting(sizes: Sequence[int], limit: int) -> int:

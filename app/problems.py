@@ -34,6 +34,7 @@ from app.errors import (
     JasperRefusedError,
     JasperUnavailableError,
     KeyMissingError,
+    LeasedError,
     MethodNotAllowedError,
     NotAuthenticError,
     NotFoundError,
@@ -92,6 +93,7 @@ KINDS: Mapping[type[ReceiverError], Kind] = {
     MethodNotAllowedError: Kind(405, "method-not-allowed", "Not for this method"),
     GoneError: Kind(410, "gone", "What was here is gone"),
     ConflictError: Kind(409, "conflict", "The request contradicts the present state"),
+    LeasedError: Kind(409, "leased", "Another reader holds the page"),
     InvalidParametersError: Kind(400, "invalid-parameters", "Some parameters are wrong"),
     JasperError: _JASPER_UNAVAILABLE,
     JasperRefusedError: Kind(502, "jasper-refused", "Jasper refused"),
@@ -233,7 +235,7 @@ def _explanation(error: Mapping[str, Any]) -> str:
 def _headers(error: ReceiverError) -> dict[str, str]:
     headers: dict[str, str] = {}
     match error:
-        case UnavailableError() | JasperUnavailableError(retry_after=float() | int()):
+        case UnavailableError() | LeasedError() | JasperUnavailableError(retry_after=float() | int()):
             headers["Retry-After"] = str(ceil(error.retry_after or 0))
         case KeyMissingError():
             headers["WWW-Authenticate"] = "Bearer"

@@ -24,29 +24,34 @@ async def an_event(engine: AsyncEngine, **given: Any) -> dict[str, Any]:
         # Numbers and commits in one order, as in the ledger.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.FEED.key})
         sequence = given.get("sequence") or await connection.scalar(select(event_sequence.next_value()))
-        row: dict[str, Any] = {
-            "sequence": sequence,
-            "id": new_id(),
-            "entity_type": "product",
-            "entity_id": "1001",
-            "action": "update",
-            "action_inferred": False,
-            "stale": False,
-            "source": "webhook",
-            "occurred_at": NOW - timedelta(seconds=1),
-            "received_at": NOW,
-            "delivery_id": new_id(),
-            "changed": [],
-            "changes": "[]",
-            "data": '{"id": 1001}',
-            "entity_version": 1,
-            "entity_sequence": sequence,
-            "entity_data_sequence": sequence,
-            "entity_source_updated_at": None,
-        } | given
+        row = event_row(**given | {"sequence": sequence})
         await connection.execute(insert(events), row)
         await connection.execute(text("SELECT pg_notify('feed', :position)"), {"position": str(sequence)})
     return row
+
+
+def event_row(sequence: int | None, **given: Any) -> dict[str, Any]:
+    """An event as it stands in its table."""
+    return {
+        "sequence": sequence,
+        "id": new_id(),
+        "entity_type": "product",
+        "entity_id": "1001",
+        "action": "update",
+        "action_inferred": False,
+        "stale": False,
+        "source": "webhook",
+        "occurred_at": NOW - timedelta(seconds=1),
+        "received_at": NOW,
+        "delivery_id": new_id(),
+        "changed": [],
+        "changes": "[]",
+        "data": '{"id": 1001}',
+        "entity_version": 1,
+        "entity_sequence": sequence,
+        "entity_data_sequence": sequence,
+        "entity_source_updated_at": None,
+    } | given
 
 
 async def events_of(engine: AsyncEngine, count: int, **given: Any) -> list[dict[str, Any]]:

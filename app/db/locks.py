@@ -21,6 +21,7 @@ class Lock(IntEnum):
     MIGRATION = 2
     REGISTRATION = 3
     UNPROVEN = 4
+    CONSUMERS = 5
 
     @property
     def key(self) -> int:

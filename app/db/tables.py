@@ -13,6 +13,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -136,6 +137,27 @@ unproven = Table(
     Column("outline", ARRAY(Text), nullable=False, comment="names in the two top levels of the body"),
     Column("sealed", LargeBinary, nullable=False, comment="headers and body, encrypted: the secret may stand in them"),
     UniqueConstraint("entity_type", "digest"),
+)
+
+consumers = Table(
+    "consumers",
+    metadata,
+    Column("name", _bytewise, primary_key=True),
+    Column("position", BigInteger, nullable=False, comment="sequence of the last event acknowledged; 0: none"),
+    Column("updated_at", _moment, nullable=False, comment="when the position was set or moved"),
+    Column("lease_id", Uuid, comment="who holds the page behind the position, or held it last"),
+    Column("leased_until", _moment),
+    CheckConstraint("position >= 0", name="position"),
+    CheckConstraint("(lease_id IS NULL) = (leased_until IS NULL)", name="lease"),
+)
+
+parked_events = Table(
+    "parked_events",
+    metadata,
+    Column("consumer", _bytewise, ForeignKey("consumers.name", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, comment="the event; no reference, as retention may remove it"),
+    Column("reason", Text, nullable=False),
+    Column("parked_at", _moment, nullable=False),
 )
 
 registrations = Table(

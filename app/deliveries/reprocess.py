@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,17 +23,19 @@ from app.deliveries import queries
 from app.deliveries.schemas import DeliverySummaryRecord
 from app.domain.values import Delivery, DeliveryStatus, Entry
 from app.errors import (
+    BodyTooLargeError,
     DatabaseUnavailableError,
     DrainingError,
     InvalidParametersError,
     KeyMissingError,
     NotFoundError,
     QueueFullError,
+    RequestTimeoutError,
     ScopeMissingError,
 )
 from app.jasper.reading import Mappings, interpret
 from app.ledger.writer import Writer
-from app.paging import MOST_ITEMS, NoParameters
+from app.paging import MOST_ITEMS, Body, NoParameters, described_body, read_body
 from app.problems import documented
 
 _TOGETHER = 50
@@ -118,10 +120,8 @@ class Reprocessed(BaseModel):
     ]
 
 
-class ReprocessRequest(BaseModel):
+class ReprocessRequest(Body):
     """Which deliveries to read again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     status: Annotated[DeliveryStatus, Field(description="Deliveries of which this came", examples=["quarantined"])]
     after: Annotated[
@@ -131,7 +131,9 @@ class ReprocessRequest(BaseModel):
             examples=["01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10"],
         ),
     ] = None
-    limit: Annotated[int, Field(ge=1, le=MOST_ITEMS, description="How many deliveries at most")] = MOST_ITEMS
+    limit: Annotated[int, Field(ge=1, le=MOST_ITEMS, description="How many deliveries at most", examples=[200])] = (
+        MOST_ITEMS
+    )
 
 
 class ReprocessedPage(BaseModel):
@@ -168,10 +170,14 @@ _ERRORS = (
     "/reprocess",
     operation_id="reprocessDeliveries",
     summary="Read the deliveries of one status again",
-    responses=documented(*_ERRORS),
+    responses=documented(*_ERRORS, BodyTooLargeError, RequestTimeoutError),
+    openapi_extra=described_body(ReprocessRequest),
 )
 async def reprocess_deliveries(
-    request: Request, _key: AdminKey, wanted: ReprocessRequest, _none: NoParameters
+    request: Request,
+    _key: AdminKey,
+    _none: NoParameters,
+    wanted: Annotated[ReprocessRequest, Depends(read_body(ReprocessRequest))],
 ) -> ReprocessedPage:
     """Reads up to `limit` deliveries again with today's mapping, oldest first, and tells what came of them.
 

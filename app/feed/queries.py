@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ARRAY, BigInteger, Row, Select, Text, any_, cast, func, select, text, true
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Row, Select, Text, all_, any_, cast, func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import events
@@ -36,15 +36,20 @@ async def head(connection: AsyncConnection) -> int:
     return await connection.scalar(select(func.coalesce(func.max(events.c.sequence), 0))) or 0
 
 
-async def page(connection: AsyncConnection, filters: Filters, *, after: int, limit: int) -> EventPageRecord:
-    """The oldest events behind position `after` that pass the filters, at most `limit`.
+async def page(
+    connection: AsyncConnection, filters: Filters, *, after: int, limit: int, without: Sequence[int] = ()
+) -> EventPageRecord:
+    """The oldest events behind position `after` that pass the filters, at most `limit`, those numbered `without` left out.
 
     Its `after` is the position to go on from: the last event's where more follow, else the head of the snapshot, past
     all that the filters skipped.
     """
     await connection.execute(_PLAN_FOR_VALUES)
     newest = await head(connection)
-    found = await _find(connection, filters, after=after, newest=newest, count=limit + 1)
+    conditions = filters.conditions()
+    if without:
+        conditions.append(events.c.sequence != all_(cast(without, ARRAY(BigInteger))))
+    found = await _find(connection, filters, conditions, after=after, newest=newest, count=limit + 1)
     count = fitting([row.size for row in found], limit)
     sequences = [row.sequence for row in found[:count]]
     has_more = count < len(found)
@@ -59,7 +64,13 @@ async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None
 
 
 async def _find(
-    connection: AsyncConnection, filters: Filters, *, after: int, newest: int, count: int
+    connection: AsyncConnection,
+    filters: Filters,
+    conditions: Sequence[ColumnElement[bool]],
+    *,
+    after: int,
+    newest: int,
+    count: int,
 ) -> Sequence[_Sized]:
     """Number and size (bytes) of the first `count` wanted events behind `after`, in order.
 
@@ -68,8 +79,8 @@ async def _find(
     whatever is rarer than that is then looked up in the indexes of what was asked for.
     """
     if filters.entity_id:
-        return (await connection.execute(_of_entities(filters, after, count))).all()
-    behind = select(events.c.sequence, _SIZE).where(events.c.sequence > after, *filters.conditions())
+        return (await connection.execute(_of_entities(filters, conditions, after, count))).all()
+    behind = select(events.c.sequence, _SIZE).where(events.c.sequence > after, *conditions)
     in_order = behind.order_by(events.c.sequence).limit(count)
     if not filters.narrow:
         return (await connection.execute(in_order)).all()
@@ -86,7 +97,9 @@ async def _find(
     return [*found, *(await connection.execute(looked_up)).all()]
 
 
-def _of_entities(filters: Filters, after: int, count: int) -> Select[int, int]:
+def _of_entities(
+    filters: Filters, conditions: Sequence[ColumnElement[bool]], after: int, count: int
+) -> Select[int, int]:
     """The first events of certain entities: each one's stand in an index in their order, so take a few of each and merge."""
     entity_types = filters.entity_type or EntityType
     pairs = [(entity_type, entity_id) for entity_type in entity_types for entity_id in filters.entity_id]
@@ -101,7 +114,7 @@ def _of_entities(filters: Filters, after: int, count: int) -> Select[int, int]:
             events.c.entity_type == wanted.c.entity_type,
             events.c.entity_id == wanted.c.entity_id,
             events.c.sequence > after,
-            *filters.conditions(),
+            *conditions,
         )
         .order_by(events.c.sequence)
         .limit(count)

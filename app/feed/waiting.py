@@ -1,6 +1,7 @@
 """Holds a reader until there is something for it (`wait=`), without a database connection while it waits."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -23,15 +24,31 @@ async def page_when_there(
     Ends early, with what there is, when the caller hangs up or the process drains.
     """
     engine: AsyncEngine = request.state.engine
+    page = EventPageRecord([], after=after, has_more=False)
+
+    async def look() -> bool:
+        nonlocal page
+        async with reading(engine) as connection:
+            page = await queries.page(connection, filters, after=page.after, limit=limit)
+        return bool(page.events)
+
+    await look_until_there(request, look, wait=wait)
+    return page
+
+
+async def look_until_there(request: Request, look: Callable[[], Awaitable[bool]], *, wait: float) -> None:
+    """Look once, and then whenever the feed may have grown, until `look` is satisfied or `wait` seconds have passed.
+
+    Ends early when the caller hangs up or the process drains. What `look` raises ends it too.
+    """
     wakeup: Wakeup = request.state.wakeup
     clock = asyncio.get_running_loop().time
     deadline = clock() + wait
     while True:
         generation = wakeup.generation
-        async with reading(engine) as connection:
-            page = await queries.page(connection, filters, after=after, limit=limit)
+        if await look():
+            return
         left = deadline - clock()
-        if page.events or left <= 0 or wakeup.draining or await request.is_disconnected():
-            return page
-        after = page.after
+        if left <= 0 or wakeup.draining or await request.is_disconnected():
+            return
         await wakeup.wait(generation, timeout=min(left, _POLL))

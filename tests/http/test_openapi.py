@@ -10,15 +10,32 @@ from tests.builders import a_delivery, an_entity, an_event
 from tests.http.conftest import Reader
 
 OPERATIONS = {
-    "/v1/events": "listEvents",
-    "/v1/events/{event_id}": "getEvent",
-    "/v1/{collection}": "listEntities",
-    "/v1/{collection}/{entity_id}": "getEntity",
-    "/v1/{collection}/{entity_id}/events": "listEntityEvents",
-    "/v1/deliveries": "listDeliveries",
-    "/v1/deliveries/{delivery_id}": "getDelivery",
+    "GET /v1/events": "listEvents",
+    "GET /v1/events/{event_id}": "getEvent",
+    "GET /v1/{collection}": "listEntities",
+    "GET /v1/{collection}/{entity_id}": "getEntity",
+    "GET /v1/{collection}/{entity_id}/events": "listEntityEvents",
+    "GET /v1/deliveries": "listDeliveries",
+    "GET /v1/deliveries/{delivery_id}": "getDelivery",
+    "POST /v1/deliveries/{delivery_id}/reprocess": "reprocessDelivery",
+    "POST /v1/deliveries/reprocess": "reprocessDeliveries",
+    "GET /v1/consumers": "listConsumers",
+    "PUT /v1/consumers/{name}": "putConsumer",
+    "GET /v1/consumers/{name}": "getConsumer",
+    "DELETE /v1/consumers/{name}": "deleteConsumer",
+    "GET /v1/consumers/{name}/events": "listConsumerEvents",
+    "POST /v1/consumers/{name}/ack": "ackConsumer",
+    "POST /v1/consumers/{name}/park": "parkEvent",
+    "GET /v1/consumers/{name}/parked": "listParkedEvents",
+    "DELETE /v1/consumers/{name}/parked/{sequence}": "unparkEvent",
 }
 """Generated clients name their functions after these, so they stay."""
+
+
+def operation_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    method, path = name.split()
+    found: dict[str, Any] = document["paths"][path][method.lower()]
+    return found
 
 
 @pytest.fixture
@@ -28,17 +45,29 @@ async def document(reader: Reader) -> dict[str, Any]:
 
 
 def test_operations_keep_their_names(document: dict[str, Any]) -> None:
-    assert {path: document["paths"][path]["get"]["operationId"] for path in OPERATIONS} == OPERATIONS
+    assert {name: operation_of(document, name)["operationId"] for name in OPERATIONS} == OPERATIONS
+
+
+def test_no_operation_on_what_readers_use_is_left_out(document: dict[str, Any]) -> None:
+    tags = {"feed", "consumers", "entities", "deliveries"}
+    described = {
+        f"{method.upper()} {path}"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if tags & set(operation["tags"])
+    }
+    assert described == OPERATIONS.keys()
 
 
 def test_every_operation_says_what_it_does_who_may_and_what_goes_wrong(document: dict[str, Any]) -> None:
-    for path in OPERATIONS:
-        operation = document["paths"][path]["get"]
+    for name in OPERATIONS:
+        operation = operation_of(document, name)
         assert operation["summary"]
         assert operation["description"]
         assert operation["tags"]
         assert operation["security"] == [{"ApiKey": []}]
-        assert {"200", "400", "401", "403", "503", "default"} <= operation["responses"].keys()
+        assert {"400", "401", "403", "503", "default"} <= operation["responses"].keys()
+        assert {"200", "204"} & operation["responses"].keys()
         assert "422" not in operation["responses"]
         for status, response in operation["responses"].items():
             if status.startswith(("4", "5", "d")):
@@ -60,8 +89,8 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 def test_examples_of_problems_are_of_the_status_they_stand_at(document: dict[str, Any]) -> None:
     types = {(kind.type, kind.status, kind.title) for kind in KINDS.values()}
-    for path in OPERATIONS:
-        for status, response in document["paths"][path]["get"]["responses"].items():
+    for name in OPERATIONS:
+        for status, response in operation_of(document, name)["responses"].items():
             for example in response.get("content", {}).get("application/problem+json", {}).get("examples", {}).values():
                 value = example["value"]
                 assert str(value["status"]) == status
@@ -81,20 +110,42 @@ async def test_answers_are_as_described(reader: Reader, document: dict[str, Any]
     await an_event(reader.engine, data=None, occurred_at=None, delivery_id=None)
     await an_entity(reader.engine)
     delivery = await a_delivery(reader.engine)
-    paths = {
-        "/v1/events": "/v1/events",
-        "/v1/events/{event_id}": f"/v1/events/{event['id']}",
-        "/v1/{collection}": "/v1/products",
-        "/v1/{collection}/{entity_id}": "/v1/products/1001",
-        "/v1/{collection}/{entity_id}/events": "/v1/products/1001/events",
-        "/v1/deliveries": "/v1/deliveries",
-        "/v1/deliveries/{delivery_id}": f"/v1/deliveries/{delivery['id']}",
+    sequence = event["sequence"]
+    calls: dict[str, tuple[str, object]] = {  # in this order
+        "GET /v1/events": ("/v1/events", None),
+        "GET /v1/events/{event_id}": (f"/v1/events/{event['id']}", None),
+        "GET /v1/{collection}": ("/v1/products", None),
+        "GET /v1/{collection}/{entity_id}": ("/v1/products/1001", None),
+        "GET /v1/{collection}/{entity_id}/events": ("/v1/products/1001/events", None),
+        "GET /v1/deliveries": ("/v1/deliveries", None),
+        "GET /v1/deliveries/{delivery_id}": (f"/v1/deliveries/{delivery['id']}", None),
+        "POST /v1/deliveries/{delivery_id}/reprocess": (f"/v1/deliveries/{delivery['id']}/reprocess", None),
+        "POST /v1/deliveries/reprocess": ("/v1/deliveries/reprocess", {"status": "quarantined", "limit": 10}),
+        "PUT /v1/consumers/{name}": ("/v1/consumers/search", {"start": 0}),
+        "GET /v1/consumers": ("/v1/consumers", None),
+        "POST /v1/consumers/{name}/park": ("/v1/consumers/search/park", {"sequence": sequence, "reason": "poison"}),
+        "GET /v1/consumers/{name}/parked": ("/v1/consumers/search/parked", None),
+        "DELETE /v1/consumers/{name}/parked/{sequence}": (f"/v1/consumers/search/parked/{sequence}", None),
+        "POST /v1/consumers/{name}/ack": ("/v1/consumers/search/ack", {"after": sequence}),
+        "GET /v1/consumers/{name}/events": ("/v1/consumers/search/events?lease=5", None),
+        "GET /v1/consumers/{name}": ("/v1/consumers/search", None),
+        "DELETE /v1/consumers/{name}": ("/v1/consumers/search", None),
     }
-    assert paths.keys() == OPERATIONS.keys()
-    for described, path in paths.items():
-        schema = document["paths"][described]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-        answer = (await reader.get(path)).json()
-        validator_for({"components": document["components"], **schema}, validate_formats=True).validate(answer)
+    assert calls.keys() == OPERATIONS.keys()
+    for name, (path, body) in calls.items():
+        operation = operation_of(document, name)
+        if body is not None:
+            request = operation["requestBody"]["content"]["application/json"]["schema"]
+            request = {"components": document["components"], **request}
+            validator_for(request, validate_formats=True).validate(body)
+        response = await reader.http.request(name.split()[0], path, json=body)
+        described = operation["responses"][str(response.status_code)]
+        if response.status_code == 204:
+            assert not response.content
+            continue
+        schema = described["content"]["application/json"]["schema"]
+        validator = validator_for({"components": document["components"], **schema}, validate_formats=True)
+        validator.validate(response.json())
     problem = await reader.problem(400, "/v1/events?limit=0")
     wrong = {"components": document["components"], "$ref": "#/components/schemas/Problem"}
     validator_for(wrong).validate(problem)
@@ -108,9 +159,35 @@ def test_bounds_of_parameters_are_told(document: dict[str, Any]) -> None:
     assert (after["minimum"], after["maximum"]) == (0, 2**63 - 1)
 
 
-@pytest.mark.parametrize("path", OPERATIONS)
-def test_parameters_are_described_with_an_example_or_a_default(document: dict[str, Any], path: str) -> None:
-    for parameter in document["paths"][path]["get"].get("parameters", []):
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_parameters_are_described_with_an_example_or_a_default(document: dict[str, Any], name: str) -> None:
+    for parameter in operation_of(document, name).get("parameters", []):
         schema = parameter["schema"]
         assert parameter.get("description") or schema.get("description"), parameter["name"]
         assert {"example", "examples"} & parameter.keys() or {"default", "examples"} & schema.keys(), parameter["name"]
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith(("POST", "PUT"))])
+def test_members_of_bodies_are_described_with_valid_examples(document: dict[str, Any], name: str) -> None:
+    """And a body that is refused is announced."""
+    operation = operation_of(document, name)
+    if "requestBody" not in operation:
+        assert name == "POST /v1/deliveries/{delivery_id}/reprocess"
+        return
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["additionalProperties"] is False
+    for member, alone in schema["properties"].items():
+        described = {"components": document["components"], **alone}
+        assert described["description"], member
+        assert described["examples"], member
+        for example in described["examples"]:
+            assert validator_for(described, validate_formats=True).is_valid(example), f"{member}: {example!r}"
+    assert {"408", "413"} <= operation["responses"].keys()
+
+
+def test_bounds_of_consumers_are_told(document: dict[str, Any]) -> None:
+    operation = operation_of(document, "GET /v1/consumers/{name}/events")
+    schemas = {one["name"]: one["schema"] for one in operation["parameters"]}
+    lease = schemas["lease"]["anyOf"][0]
+    assert (lease["minimum"], lease["maximum"]) == (1, 3600)
+    assert schemas["name"]["pattern"] == "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
