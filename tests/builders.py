@@ -24,7 +24,7 @@ async def an_event(engine: AsyncEngine, **given: Any) -> dict[str, Any]:
         # Numbers and commits in one order, as in the ledger.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.FEED.key})
         sequence = given.get("sequence") or await connection.scalar(select(event_sequence.next_value()))
-        row = event_row(sequence, **given)
+        row = event_row(**given | {"sequence": sequence})
         await connection.execute(insert(events), row)
         await connection.execute(text("SELECT pg_notify('feed', :position)"), {"position": str(sequence)})
     return row

@@ -36,6 +36,7 @@ from app.errors import ConflictError, LeasedError, NotFoundError
 from app.feed import queries
 from app.feed.consumer_schemas import Ack, Consumer, ConsumerPageRecord, Park, ParkedEvent
 from app.feed.filters import Filters
+from app.feed.schemas import EventPageRecord
 
 MOST_CONSUMERS = 1000
 MOST_PARKED = 1000
@@ -56,9 +57,10 @@ _Found = Row[*tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found: where the consumer stood, and its page there."""
+    """What one look found: where the consumer stood, what it had set aside behind that, and its page."""
 
     position: int
+    without: list[int]
     page: ConsumerPageRecord
 
 
@@ -71,7 +73,8 @@ async def put(engine: AsyncEngine, name: str, start: Start) -> tuple[Consumer, b
     async with writing(engine) as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.CONSUMERS.key})
         known = await _lock(connection, name)
-        if known is None and await connection.scalar(select(func.count()).select_from(consumers)) == MOST_CONSUMERS:
+        count = select(func.count()).select_from(consumers)
+        if known is None and (await connection.scalar(count) or 0) >= MOST_CONSUMERS:
             raise ConflictError(f"there are {MOST_CONSUMERS} consumers already: delete one that nobody uses any more")
         if known is None or start is not None:
             moved = {"position": await _position(connection, start), "updated_at": func.now(), **_NO_LEASE}
@@ -121,23 +124,22 @@ async def page(
 ) -> Look:
     """The page behind the consumer's position; with `lease`, where it is not empty, it is held for so many seconds.
 
-    `before` is an empty look from a moment ago: what it has passed is not looked at again, unless the consumer was moved.
+    `before` is an empty look from a moment ago: what it has passed is not looked at again, unless the consumer was moved or
+    has set other events aside.
     Raises NotFoundError, and LeasedError while somebody holds the page.
     """
     while True:
         async with reading(engine) as connection:
             position = await _free_position(connection, name)
-            after = before.page.after if before is not None and before.position == position else position
-            aside = select(parked_events.c.sequence).where(
-                parked_events.c.consumer == name, parked_events.c.sequence > after
-            )
-            without = (await connection.scalars(aside)).all()
+            without = await _set_aside(connection, name, position)
+            is_as_before = before is not None and (before.position, before.without) == (position, without)
+            after = before.page.after if before and is_as_before else position
             found = await queries.page(connection, filters, after=after, limit=limit, without=without)
         if lease is None or not found.events:
-            return Look(position, ConsumerPageRecord(found.events, found.after, found.has_more, None))
+            return Look(position, without, _page(found, None))
         lease_id = await _take(engine, name, position, lease)
         if lease_id is not None:
-            return Look(position, ConsumerPageRecord(found.events, found.after, found.has_more, lease_id))
+            return Look(position, without, _page(found, lease_id))
         # Another reader came first: look again at what it left.
 
 
@@ -156,6 +158,18 @@ async def _free_position(connection: AsyncConnection, name: str) -> int:
             retry_after=float(seconds),
         )
     return int(position)
+
+
+async def _set_aside(connection: AsyncConnection, name: str, position: int) -> list[int]:
+    """The numbers of the consumer's parked events behind `position`, in order."""
+    own = parked_events.c.consumer == name, parked_events.c.sequence > position
+    return list(
+        await connection.scalars(select(parked_events.c.sequence).where(*own).order_by(parked_events.c.sequence))
+    )
+
+
+def _page(found: EventPageRecord, lease_id: UUID | None) -> ConsumerPageRecord:
+    return ConsumerPageRecord(found.events, found.after, found.has_more, lease_id)
 
 
 async def _take(engine: AsyncEngine, name: str, position: int, seconds: int) -> UUID | None:
@@ -226,7 +240,7 @@ async def park(engine: AsyncEngine, name: str, given: Park) -> ParkedEvent:
         if await connection.scalar(select(events.c.id).where(events.c.sequence == given.sequence)) is None:
             raise ConflictError(f"there is no event number {given.sequence}")
         own = select(func.count()).select_from(parked_events).where(parked_events.c.consumer == name)
-        if await connection.scalar(own) == MOST_PARKED:
+        if (await connection.scalar(own) or 0) >= MOST_PARKED:
             raise ConflictError(
                 f"{name} has parked {MOST_PARKED} events, the most there may be: see to them and take them off the list"
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.engine import connect
@@ -28,6 +28,12 @@ TASKS = 36
 EVENTS_EACH = 10
 
 Seen = list[tuple[int, str]]
+
+_DAWDLE = """
+    CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(0.03 * random()); RETURN NULL; END'
+"""
+_DAWDLE_OVER_EVENTS = "CREATE TRIGGER dawdle AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION dawdle()"
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,15 @@ def a_callback(chance: random.Random, number: int) -> Entry:
 
 
 async def test_no_reader_misses_or_repeats_an_event_however_many_write(reader: Reader, database: str) -> None:
-    """Writers as in several replicas, each with many callers; some transactions are rolled back and leave holes."""
+    """Writers as in several replicas, each with many callers.
+
+    Their transactions take a while between the drawing of numbers and the commit, as on a busy disk, each a different while;
+    and there are holes, as rolled back transactions leave them.
+    """
     chance = random.Random(3)
+    async with reader.engine.begin() as connection:
+        await connection.execute(text(_DAWDLE))
+        await connection.execute(text(_DAWDLE_OVER_EVENTS))
 
     async def write(writer: Writer, task: int) -> None:
         for number in range(EVENTS_EACH):
