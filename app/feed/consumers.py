@@ -43,7 +43,8 @@ MOST_PARKED = 1000
 """For each consumer: they are left out of its pages by number."""
 
 COUNTED = 100_000
-"""Numbers of the feed within which `lag` is exact. Counting so many takes some 5 ms, a million 40 (index-only scan)."""
+"""Numbers of the feed within which `lag` is exact. Counting so many in a million takes some 5 ms (index-only scan), and 40
+where they are so new that Postgres has not vacuumed them yet."""
 
 Start = Literal["earliest", "latest"] | int | None
 
