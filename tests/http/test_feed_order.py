@@ -140,10 +140,9 @@ def a_callback(chance: random.Random, number: int) -> Entry:
 
 
 async def test_no_reader_misses_or_repeats_an_event_however_many_write(reader: Reader, database: str) -> None:
-    """Writers as in several replicas, each with many callers.
+    """Writers as in several replicas, each with many callers, on a busy disk; and holes, as rolled back transactions leave.
 
-    Their transactions take a while between the drawing of numbers and the commit, as on a busy disk, each a different while;
-    and there are holes, as rolled back transactions leave them.
+    Their transactions take a while between the drawing of numbers and the commit, each a different while.
     """
     chance = random.Random(3)
     async with reader.engine.begin() as connection:
