@@ -43,7 +43,8 @@ MOST_PARKED = 1000
 """For each consumer: they are left out of its pages by number."""
 
 COUNTED = 100_000
-"""Numbers of the feed within which `lag` is exact. Counting so many takes some 5 ms, a million 40 (index-only scan)."""
+"""Numbers of the feed within which `lag` is exact. Counting so many in a million takes some 5 ms (index-only scan), and 40
+where they are so new that Postgres has not vacuumed them yet."""
 
 Start = Literal["earliest", "latest"] | int | None
 
@@ -73,7 +74,8 @@ async def put(engine: AsyncEngine, name: str, start: Start) -> tuple[Consumer, b
     async with writing(engine) as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.CONSUMERS.key})
         known = await _lock(connection, name)
-        if known is None and await connection.scalar(select(func.count()).select_from(consumers)) == MOST_CONSUMERS:
+        count = select(func.count()).select_from(consumers)
+        if known is None and (await connection.scalar(count) or 0) >= MOST_CONSUMERS:
             raise ConflictError(f"there are {MOST_CONSUMERS} consumers already: delete one that nobody uses any more")
         if known is None or start is not None:
             moved = {"position": await _position(connection, start), "updated_at": func.now(), **_NO_LEASE}
@@ -239,7 +241,7 @@ async def park(engine: AsyncEngine, name: str, given: Park) -> ParkedEvent:
         if await connection.scalar(select(events.c.id).where(events.c.sequence == given.sequence)) is None:
             raise ConflictError(f"there is no event number {given.sequence}")
         own = select(func.count()).select_from(parked_events).where(parked_events.c.consumer == name)
-        if await connection.scalar(own) == MOST_PARKED:
+        if (await connection.scalar(own) or 0) >= MOST_PARKED:
             raise ConflictError(
                 f"{name} has parked {MOST_PARKED} events, the most there may be: see to them and take them off the list"
             )

@@ -28,7 +28,9 @@ async def stand_at(engine: AsyncEngine, positions: dict[str, int]) -> None:
 
 
 async def lags(engine: AsyncEngine) -> dict[str, int]:
-    return {one.name: one.lag for one in await consumers.listed(engine)}
+    listed = await consumers.listed(engine)
+    assert len({one.name for one in listed}) == len(listed)
+    return {one.name: one.lag for one in listed}
 
 
 @pytest.fixture
