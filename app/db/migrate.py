@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.db.engine import reading, writing
 from app.db.locks import Lock
 from app.errors import SchemaError
 
@@ -44,9 +45,10 @@ async def current_revision(connection: AsyncConnection) -> str | None:
 async def migrate(engine: AsyncEngine) -> tuple[str | None, str]:
     """Bring the schema to head; returns the revision before and after.
 
-    Raises SchemaError where the database is at a revision this program does not know: it was migrated by a newer one.
+    Raises SchemaError where the database is at a revision this program does not know: it was migrated by a newer one;
+    and DatabaseUnavailableError.
     """
-    async with engine.begin() as connection:
+    async with writing(engine) as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.MIGRATION.key})
         before = await current_revision(connection)
         head = head_revision()
@@ -60,8 +62,10 @@ async def migrate(engine: AsyncEngine) -> tuple[str | None, str]:
 
 
 async def check_schema(engine: AsyncEngine) -> None:
-    """Raises SchemaError unless the schema is at head or was migrated further by a newer version."""
-    async with engine.connect() as connection:
+    """Raises SchemaError unless the schema is at head or was migrated further by a newer version, DatabaseUnavailableError
+    where nobody can tell.
+    """  # noqa: D205 - one sentence
+    async with reading(engine) as connection:
         current = await current_revision(connection)
     if current in known_revisions() - {head_revision()} or current is None:
         raise SchemaError(

@@ -26,7 +26,8 @@ _DEFAULTS = {
     Fault.POSTGRES_STOP: (2, "Postgres stopped for --stop-seconds."),
     Fault.POSTGRES_FREEZE: (5, "SIGSTOP of all processes of Postgres for some seconds."),
     Fault.CUT: (15, "pg_terminate_backend on the receivers' connections."),
-    Fault.DISK_FULL: (8, "Postgres says for some seconds that its disk is full."),
+    Fault.DISK_FULL: (8, "Postgres says for some seconds that its disk is full, though it is not."),
+    Fault.NO_SPACE: (0, "The disk of Postgres is really full for some seconds; needs --small-disk."),
     Fault.LOCK: (10, "Another session holds what commits need, longer than a receiver waits."),
 }
 
@@ -54,6 +55,12 @@ def _fault_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where Postgres and the receivers keep their files; without it they go when the run ends.",
 )
+@click.option(
+    "--small-disk",
+    type=click.IntRange(512),
+    metavar="MEGABYTES",
+    help="Put Postgres on a file system of its own in memory, so that --full-disks can strike. Only root can.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     *,
@@ -64,6 +71,7 @@ def main(
     rate: float,
     entities: int,
     directory: Path | None,
+    small_disk: int | None,
     as_json: bool,
     **faults: int,
 ) -> None:
@@ -75,6 +83,8 @@ def main(
 
     Exits 0 without a violation, 1 with one or where the service never came back, 2 where it was called wrongly.
     """
+    if faults[Fault.NO_SPACE.name.lower()] and small_disk is None:
+        raise click.UsageError("--full-disks needs --small-disk")
     options = TortureOptions(
         faults={fault: faults[fault.name.lower()] for fault in _DEFAULTS},
         seed=seed,
@@ -83,6 +93,7 @@ def main(
         seconds=minutes * 60,
         stop_seconds=stop_seconds,
         sender=SenderOptions(rate=rate),
+        disk_megabytes=small_disk,
         settings={"max_wal_size": "256MB"},  # so that recovery is short, as it has to be 30 times
     )
     logging.disable(logging.WARNING)  # that Postgres died is no news here

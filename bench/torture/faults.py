@@ -32,6 +32,7 @@ class Fault(StrEnum):
     POSTGRES_FREEZE = "postgres-freezes"
     CUT = "connection-cuts"
     DISK_FULL = "disk-fulls"
+    NO_SPACE = "full-disks"
     LOCK = "locks"
 
 
@@ -67,7 +68,8 @@ class Stage:
             Fault.POSTGRES_STOP: self._stop_postgres,
             Fault.POSTGRES_FREEZE: self._freeze_postgres,
             Fault.CUT: self._cut_connections,
-            Fault.DISK_FULL: self._fill_disk,
+            Fault.DISK_FULL: self._pretend_full_disk,
+            Fault.NO_SPACE: self._fill_disk,
             Fault.LOCK: self._hold_lock,
         }
 
@@ -147,6 +149,11 @@ class Stage:
         await self._with_postgres(Fault.CUT, lambda connection: connection.execute(query, share))
 
     async def _fill_disk(self) -> None:
+        async with self._postgres.busy:
+            self.struck[Fault.NO_SPACE] += 1
+            await self._postgres.fill_disk(seconds=self.chance.uniform(1, 4))
+
+    async def _pretend_full_disk(self) -> None:
         """What Postgres says when its disk is full (SQLSTATE 53100), by a trigger on one of the tables."""
         table = self.chance.choice(["deliveries", "events", "entities", "idempotency_keys"])
         trigger = f"CREATE TRIGGER torture_disk_full BEFORE INSERT ON {table} EXECUTE FUNCTION torture_disk_full()"

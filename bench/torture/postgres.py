@@ -9,8 +9,8 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +22,7 @@ PATIENCE = 90.0
 """Seconds within which the server has to be back after whatever was done to it, recovery included."""
 
 _POLL = 0.02
+_BLOCK = bytes(1024 * 1024)
 
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What a connection raises that somebody cut, stopped or killed."""
@@ -62,6 +63,19 @@ class Postgres:
                     os.kill(process, signal.SIGCONT)
         await self.answering()
 
+    async def fill_disk(self, *, seconds: float) -> None:
+        """Leave no byte free on its file system for a while; only for one of its own (`small_disk`).
+
+        Postgres may end itself over that, and cannot come back before there is space again.
+        """
+        ballast = self.data_dir / "ballast"
+        try:
+            await asyncio.to_thread(_fill, ballast)
+            await asyncio.sleep(seconds)
+        finally:
+            ballast.unlink(missing_ok=True)
+        await self.answering()
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection with which to do harm. Raises what is in UNREACHABLE."""
@@ -95,6 +109,28 @@ class Postgres:
     def _process_id(self) -> int:
         """Its first process. True while it runs, which `busy` and `answering` see to."""
         return int((self.data_dir / "postgres" / "cluster" / "postmaster.pid").read_text().split("\n", 1)[0])
+
+
+@contextmanager
+def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
+    """A file system of its own for `directory`, in memory and of that size; `mount` lets only root make one.
+
+    Raises subprocess.CalledProcessError where it cannot be made.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    kind = ("-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "torture")
+    subprocess.run(["mount", *kind, str(directory)], check=True)  # noqa: S603, S607 - the system's own program
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)  # noqa: S603, S607 - likewise
+
+
+def _fill(ballast: Path) -> None:
+    """Write until nothing more fits."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(_BLOCK) == len(_BLOCK):
+            pass
 
 
 async def _lock(file: int) -> None:

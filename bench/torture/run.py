@@ -38,7 +38,7 @@ _PROGRESS = 10.0
 class TortureOptions:
     """One run. `faults` says how many of each strike, `seconds` bounds the time for them; `pause` is the mean between two.
 
-    `settings` are those of Postgres.
+    `settings` are those of Postgres; with `disk_megabytes` it has a disk of its own, which can be filled.
     """
 
     faults: Mapping[Fault, int]
@@ -50,6 +50,7 @@ class TortureOptions:
     pause: float = 1.0
     sender: SenderOptions = field(default_factory=SenderOptions)
     settings: Mapping[str, str] = field(default_factory=dict)
+    disk_megabytes: int | None = None
 
 
 async def torture(options: TortureOptions, directory: Path, say: Callable[[str], None]) -> Report:
@@ -60,7 +61,12 @@ async def torture(options: TortureOptions, directory: Path, say: Callable[[str],
     begin = time.monotonic()
     async with AsyncExitStack() as held:
         service = await held.enter_async_context(
-            running_service(directory, receivers=options.receivers, settings=options.settings)
+            running_service(
+                directory,
+                receivers=options.receivers,
+                settings=options.settings,
+                disk_megabytes=options.disk_megabytes,
+            )
         )
         receivers = service.receivers
         urls = [receiver.url for receiver in receivers]

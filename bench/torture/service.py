@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from app.sealing import generate_key
 from app.simulator import SimulatorOptions, running_simulator
-from bench.torture.postgres import Postgres, running_postgres
+from bench.torture.postgres import Postgres, running_postgres, small_disk
 from bench.torture.receiver import ReceiverProcess
 
 _HEADERS = '{"X-From": "torture"}'
@@ -26,13 +26,20 @@ class Service:
 
 @asynccontextmanager
 async def running_service(
-    directory: Path, *, receivers: int = 2, settings: Mapping[str, str] = MappingProxyType({})
+    directory: Path,
+    *,
+    receivers: int = 2,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    disk_megabytes: int | None = None,
 ) -> AsyncIterator[Service]:
     """The service, registered and ready, for as long as the block lasts; its files stand in `directory`.
 
-    `settings` are those of Postgres. Whatever is left of it when the block ends is stopped.
+    `settings` are those of Postgres, which gets a disk of its own where `disk_megabytes` says how large. Whatever is left
+    of the service when the block ends is stopped.
     """
     async with AsyncExitStack() as held:
+        if disk_megabytes is not None:
+            held.enter_context(small_disk(directory / "postgres", disk_megabytes))
         postgres = await held.enter_async_context(running_postgres(directory / "postgres", settings))
         jasper = await held.enter_async_context(running_simulator(SimulatorOptions(rate=0)))
         environment = {

@@ -110,6 +110,8 @@ async def test_what_waits_for_its_commit_at_sigterm_is_committed_and_answered(tm
         with suppress(httpx.TransportError):  # it listens no more
             while not stopping.done():
                 await http.get(f"{receiver.url}/healthz")
+        await asyncio.sleep(0.5)  # the commit takes a while longer, and the shutdown has to wait for it
+        assert not stopping.done()
         await elsewhere.execute(f"SELECT pg_advisory_unlock({Lock.FEED.key})")
         answers = await asyncio.gather(*callbacks)
         assert [answer.status_code for answer in answers] == [200] * 20

@@ -10,7 +10,8 @@ from cryptography.fernet import Fernet
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.bootstrap import Pauses, keep_registered, prepare_database, reach_database
-from app.db.engine import create_engine
+from app.db.engine import connect, create_engine
+from app.db.locks import Lock
 from app.db.migrate import check_schema
 from app.domain.values import EntityType
 from app.errors import DatabaseUnavailableError, SchemaError
@@ -49,6 +50,30 @@ async def test_empty_database_is_brought_to_head(empty_engine: AsyncEngine) -> N
 async def test_schema_behind_head_stops_the_start_where_it_may_not_be_migrated(empty_engine: AsyncEngine) -> None:
     with pytest.raises(SchemaError, match="jasper-receiver migrate"):
         await prepare_database(empty_engine, auto_migrate=False)
+
+
+@pytest.mark.parametrize("auto_migrate", [True, False])
+async def test_postgres_that_goes_away_in_the_middle_of_the_start_is_told_in_words(
+    empty_database: str, empty_engine: AsyncEngine, auto_migrate: bool
+) -> None:
+    cut = (
+        "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid)"
+        " WHERE a.datname = current_database() AND NOT l.granted"
+    )
+    elsewhere = await connect(empty_database, application_name="test")
+    other = await connect(empty_database, application_name="test")
+    await elsewhere.execute("CREATE TABLE alembic_version (version_num text)")
+    async with elsewhere.transaction():
+        # What the start needs next is held by somebody else, so that it waits and can be cut off there.
+        await elsewhere.execute(f"SELECT pg_advisory_xact_lock({Lock.MIGRATION.key})")
+        await elsewhere.execute("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
+        starting = asyncio.create_task(prepare_database(empty_engine, auto_migrate=auto_migrate))
+        while not await other.fetchval(cut):
+            assert not starting.done()
+    with pytest.raises(DatabaseUnavailableError):
+        await starting
+    await elsewhere.close()
+    await other.close()
 
 
 async def test_postgres_that_never_comes_is_given_up_in_words() -> None:
