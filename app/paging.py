@@ -27,7 +27,7 @@ MOST_BYTES = 16 * 1024 * 1024
 """A page ends early rather than grow much beyond this: items may have megabytes each."""
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
-_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?")
+_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 # RFC 3339, section 5.6; seconds may be left out.
 _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)",
@@ -93,7 +93,7 @@ Limit = Annotated[int, Field(ge=1, le=MOST_ITEMS), BeforeValidator(_whole_number
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT), BeforeValidator(_seconds)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-SearchText = Annotated[str, AfterValidator(_storable)]
+SearchText = Annotated[str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
 
 
 class Parameters(BaseModel):
