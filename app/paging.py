@@ -36,7 +36,7 @@ _SLOWEST_BODY = 10.0
 """Seconds a caller may take for its body: what is sent here is small, and a connection that drips holds memory."""
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
-_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?")
+_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 # RFC 3339, section 5.6; seconds may be left out.
 _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)",
@@ -115,7 +115,7 @@ Moment = Annotated[datetime, BeforeValidator(_moment)]
 PointInTime = Annotated[Annotated[int, Field(ge=0, le=LAST_POSITION)] | datetime, BeforeValidator(_point)]
 """A position of the feed, or a time."""
 
-SearchText = Annotated[str, AfterValidator(_storable)]
+SearchText = Annotated[str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
 
 
 class Parameters(BaseModel):

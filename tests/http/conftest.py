@@ -71,6 +71,7 @@ async def reader(database: str, engine: AsyncEngine) -> AsyncIterator[Reader]:
 class Receiver:
     """A running receiver: `http` is authorised as admin, `sql` looks into its database."""
 
+    app: FastAPI
     http: httpx.AsyncClient
     sql: asyncpg.Connection
 
@@ -114,7 +115,7 @@ def start(database: str) -> Start:
         sql = await connect(database, application_name="test")
         async with served(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
             http.headers["Authorization"] = f"Bearer {ADMIN_KEY}"
-            yield Receiver(http, sql)
+            yield Receiver(app, http, sql)
         await sql.close()
 
     return start
