@@ -11,22 +11,27 @@ import click
 import msgspec
 
 from app.simulator.catalog import CatalogError, read_jsonl
+from bench.burst import CALLBACKS as BURST
+from bench.burst import burst
+from bench.fill import Past
 from bench.load import LoadError
 from bench.measure import Round, Stage, Subject, Way
 from bench.postgres import running_postgres
 from bench.processes import ProcessError
 from bench.products import bodies
+from bench.reads import Reading, filled, positions, read
 from bench.report import Report, as_text, filesystem_of, summarise, this_machine
 from bench.requests import write_requests
 from bench.subjects.pgbench import PgbenchSubject
 from bench.subjects.service import service, service_template
-from bench.subjects.web import CEILING, FASTIFY, HEADERS, NAIVE, TUNED
+from bench.subjects.web import CEILING, FASTIFY, HEADERS, NAIVE, NAIVE_PAGE, TUNED
 
 _WARM_SECONDS = 1.0
 _FASTEST = 12_000
 """Callbacks a second for which requests are prepared."""
 
 SUBJECTS: dict[str, Subject] = {one.name: one for one in (service(), CEILING, NAIVE, TUNED, FASTIFY, PgbenchSubject())}
+READERS = ("service", "naive", "pgbench")
 MEASURES = ("intake", "steady", "reads", "burst")
 
 
@@ -44,9 +49,20 @@ class Options:
     catalog: Path | None
 
     @property
+    def warm_seconds(self) -> float:
+        """How long each measurement is run before it counts."""
+        return min(_WARM_SECONDS, self.seconds)
+
+    @property
+    def callbacks(self) -> int:
+        """How many callbacks have to be prepared."""
+        wanted = [int(_FASTEST * (way.seconds + way.warm_seconds)) for way in self.ways]
+        return max(wanted + [BURST] * ("burst" in self.measures), default=0)
+
+    @property
     def ways(self) -> list[Way]:
         """How callbacks are sent."""
-        times = {"seconds": self.seconds, "warm_seconds": min(_WARM_SECONDS, self.seconds)}
+        times = {"seconds": self.seconds, "warm_seconds": self.warm_seconds}
         found = []
         if "intake" in self.measures:
             found += [
@@ -158,30 +174,42 @@ async def run(options: Options, directory: Path) -> Report:
     """Everything that was asked for, on a Postgres of its own in `directory`."""
     if filesystem_of(directory) == "tmpfs":
         say("the data is on tmpfs, where a commit costs nothing: give --directory on a disk")
-    ways = options.ways
     rounds: list[Round] = []
     skipped: dict[str, str] = {}
     async with AsyncExitStack() as held:
         postgres = await held.enter_async_context(running_postgres(directory / "postgres"))
-        await held.enter_async_context(service_template(postgres))
-        if ways:
-            count = int(_FASTEST * max(way.seconds + way.warm_seconds for way in ways))
-            say(f"preparing {count:,} callbacks")
+        key = await held.enter_async_context(service_template(postgres))
+        if options.callbacks:
+            say(f"preparing {options.callbacks:,} callbacks")
             catalog = read_jsonl(options.catalog) if options.catalog else []
-            heads = ["POST /callbacks/products"] * count
+            heads = ["POST /callbacks/products"] * options.callbacks
             requests = await asyncio.to_thread(write_requests, directory / "callbacks", heads, bodies(catalog), HEADERS)
             stage = Stage(postgres, requests, directory)
             subjects = []
-            for subject in options.subjects:
+            for subject in options.subjects if options.ways else ():
                 if reason := await subject.missing():
                     skipped[subject.name] = reason
                 else:
                     subjects.append(subject)
-            for way in ways:
+            for way in options.ways:
                 rounds += await intake(stage, subjects, way, options.rounds)
+            if "burst" in options.measures:
+                for number in range(options.rounds):
+                    say(f"burst, round {number + 1} of {options.rounds}")
+                    rounds += await burst(stage, key)
+        names = [one.name for one in options.subjects if one.name in READERS]
+        if "reads" in options.measures and names:
+            past = Past(options.events, max(2, options.events // 10))
+            say(f"filling in {past.events:,} events")
+            database = await held.enter_async_context(filled(postgres, past))
+            reading = Reading(
+                postgres, database, directory, key, positions(past), options.seconds, options.warm_seconds
+            )
+            rounds += await read(reading, names, options.rounds, say)
+    measured = {one.subject for one in rounds}
     return Report(
         machine=this_machine(directory),
-        about={subject.name: subject.about for subject in options.subjects},
+        about={one.name: one.about for one in (*options.subjects, NAIVE_PAGE) if one.name in measured},
         skipped=skipped,
         summaries=summarise(rounds),
         rounds=rounds,

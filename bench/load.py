@@ -262,7 +262,8 @@ class _Client:
             connection.missing = _content_length(head[:end]) - (count + len(connection.head) - end - 4)
             connection.head = b""
             if not is_success(connection.status) and connection.status not in self._samples:
-                self._samples[connection.status] = head[end + 4 :][:_SAMPLE].decode(errors="replace")
+                comes_again = "(Retry-After) " if b"\r\nretry-after:" in head[:end].lower() else ""
+                self._samples[connection.status] = comes_again + head[end + 4 :][:_SAMPLE].decode(errors="replace")
         if connection.missing > 0:
             return None
         self._note(connection)

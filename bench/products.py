@@ -17,7 +17,10 @@ CREATED_SHARE = 0.25
 LIVELY = 10_000
 """Updates are of one of so many products that were created last."""
 
-_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+"""When the first of them happened."""
+
+FIRST_ID = 1_000_001
 _MEDIAN_TEXT = 1_750
 _LONGEST_TEXT = 6_300
 _TEXT = (
@@ -52,16 +55,22 @@ _PATHS = [
 Product = dict[str, Any]
 
 
-def bodies(catalog: Sequence[Product] = (), *, seed: int = 1) -> Iterator[bytes]:
-    """Bodies of callbacks without an end, no two alike. Products are made up, or taken in turn from `catalog`."""
+def bodies(
+    catalog: Sequence[Product] = (), *, known: Sequence[Product] = (), first_id: int = FIRST_ID, seed: int = 1
+) -> Iterator[bytes]:
+    """Bodies of callbacks without an end, no two alike. Products are made up, or taken in turn from `catalog`.
+
+    Their ids count from `first_id`. `known` are products that are there already, and so may be updated at once.
+    """
     chance = random.Random(seed)
-    alive: list[Product] = []
+    alive = [dict(product) for product in known]
+    created = 0
     for number in count():
         if not alive or chance.random() < CREATED_SHARE:
-            action = "created"
-            identity = 1_000_001 + len(alive)
-            product = {**catalog[len(alive) % len(catalog)], "id": identity} if catalog else _made_up(chance, identity)
+            action, identity = "created", first_id + created
+            product = {**catalog[created % len(catalog)], "id": identity} if catalog else made_up(chance, identity)
             product["created_at"] = _time(number)
+            created += 1
             alive.append(product)
         else:
             action = "updated"
@@ -72,10 +81,11 @@ def bodies(catalog: Sequence[Product] = (), *, seed: int = 1) -> Iterator[bytes]
 
 
 def _time(number: int) -> str:
-    return (_BEGIN + timedelta(seconds=number)).isoformat().replace("+00:00", "Z")
+    return (BEGIN + timedelta(seconds=number)).isoformat().replace("+00:00", "Z")
 
 
-def _made_up(chance: random.Random, identity: int) -> Product:
+def made_up(chance: random.Random, identity: int) -> Product:
+    """A product that nobody sells, without its times."""
     name = _words(chance, 4).title()
     sku = f"SKU-{identity}"
     length = min(_LONGEST_TEXT, int(chance.lognormvariate(0, 0.65) * _MEDIAN_TEXT))
@@ -98,7 +108,7 @@ def _made_up(chance: random.Random, identity: int) -> Product:
         "attributes": {attribute: chance.choice(values) for attribute, values in _ATTRIBUTES.items()},
         "images": [f"/{sku.lower()}/{sku.lower()}_{view}.jpg" for view in ("main", "back", "detail")],
         "inventory": {"qty": chance.randint(0, 400), "is_in_stock": True, "backorders": False, "min_qty": 0},
-        "related": [f"SKU-{1_000_001 + chance.randrange(identity)}" for _ in range(chance.randint(0, 8))],
+        "related": [f"SKU-{FIRST_ID + chance.randrange(identity)}" for _ in range(chance.randint(0, 8))],
         "parent_id": None,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from app.access.keys import Scope, create_key
 from app.db.engine import create_engine
 from app.db.migrate import migrate
 from app.domain.values import EntityType
@@ -15,7 +16,6 @@ from bench.postgres import Postgres
 from bench.subjects.web import HEADERS, SECRET, WebSubject
 
 TEMPLATE = "service_template"
-KEY = "the-admin-key-of-the-benchmark"
 
 _ENCRYPTION_KEY = generate_key()
 _ROWS = """
@@ -34,7 +34,6 @@ def service(processes: int = 1) -> WebSubject:
         rows=_ROWS,
         environment={
             "ENCRYPTION_KEYS": _ENCRYPTION_KEY,
-            "ADMIN_API_KEY": KEY,
             "JASPER_WEBHOOK_HEADERS": json.dumps({"X-From": HEADERS["X-From"]}),
         },
         template=TEMPLATE,
@@ -43,8 +42,11 @@ def service(processes: int = 1) -> WebSubject:
 
 
 @asynccontextmanager
-async def service_template(postgres: Postgres) -> AsyncIterator[None]:
-    """A database that others are copied from: the schema at head and a signing secret, as after a registration."""
+async def service_template(postgres: Postgres) -> AsyncIterator[str]:
+    """A database that others are copied from: the schema at head and a signing secret, as after a registration.
+
+    Yields a key that may read, such as each reading service has one.
+    """
     async with postgres.database(TEMPLATE) as dsn:
         engine = create_engine(dsn)
         try:
@@ -58,6 +60,7 @@ async def service_template(postgres: Postgres) -> AsyncIterator[None]:
                 now=now,
                 retire_until=now,
             )
+            _, key = await create_key(engine, "benchmark", [Scope.READ], now=now)
         finally:
             await engine.dispose()
-        yield
+        yield key

@@ -159,7 +159,7 @@ FASTIFY = FastifySubject(
 )
 
 NAIVE_PAGE = WebSubject(
-    name="naive",
+    name="naive page",
     about="FastAPI: the ORM's objects in, pydantic's models out",
     command=_uvicorn("bench.peers.naive_page:app"),
     ready="/openapi.json",
