@@ -74,8 +74,8 @@ async def _follow(process: WebProcess, key: str) -> Round:
             pass  # the burst is over
     latencies.sort()
     return Round(
-        subject="reader meanwhile",
-        way=_WAY,
+        subject="reader",
+        way=f"a reader that follows the feed, during the {_WAY}",
         rate=len(latencies) / (time.perf_counter() - begun),
         percentiles={share: percentile(latencies, share) for share in PERCENTILES} if latencies else {},
         longest=latencies[-1] if latencies else 0.0,

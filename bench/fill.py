@@ -66,6 +66,11 @@ class Past:
         return str(FIRST_ID)
 
     @property
+    def busy_every(self) -> int:
+        """After how many events the busy entity has its next."""
+        return max(10, self.events // 10_000)
+
+    @property
     def quiet_id(self) -> str:
         """An entity like most others."""
         return str(FIRST_ID + 1 + self.entities // 2)
@@ -91,12 +96,11 @@ def _happened(past: Past) -> Iterator[_Event]:
     """Everything, in order. The busy entity has its turn every so often, the others take turns in between."""
     others = past.entities - 1
     stride = next(one for one in range(_STRIDE, _STRIDE + others + 1) if math.gcd(one, others) == 1)
-    busy_every = max(10, past.events // 10_000)
     rare_every = max(2, past.events // _RARE_CHANGES)
     versions, last = array("L", [0]) * past.entities, array("L", [0]) * past.entities
     notes: dict[int, int] = {}
     for sequence in range(1, past.events + 1):
-        entity = 0 if sequence % busy_every == 0 else 1 + sequence * stride % others
+        entity = 0 if sequence % past.busy_every == 0 else 1 + sequence * stride % others
         versions[entity] += 1
         changes_note = sequence % rare_every == rare_every - 1 and versions[entity] > 1
         if changes_note:

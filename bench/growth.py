@@ -60,6 +60,7 @@ def questions(past: Past) -> list[Question]:
     """What readers ask, wherever the answer lies."""
     last = past.events - 100
     middle = f"{past.time(past.events // 2) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}"
+    history = f"/v1/products/{past.busy_id}/events?limit=100"
     events, products = "/v1/events?limit=100&", "/v1/products"
     return [
         Question("page of 100, first", f"{events}after=0"),
@@ -75,11 +76,8 @@ def questions(past: Past) -> list[Question]:
             f"{products}/{past.busy_id}?as_of={past.events // 2}",
         ),
         Question("state of the busy entity as of the middle, by time", f"{products}/{past.busy_id}?as_of={middle}"),
-        Question("history of the busy entity, 100 from the start", f"{products}/{past.busy_id}/events?limit=100"),
-        Question(
-            "history of the busy entity, its last 100",
-            f"{products}/{past.busy_id}/events?limit=100&after={last - 99_900 if past.events > 200_000 else last - 900}",
-        ),
+        Question("history of the busy entity, its first 100", history),
+        Question("history of the busy entity, its last 100", f"{history}&after={past.events - 100 * past.busy_every}"),
         Question("100 products by id, middle", f"{products}?limit=100&after={FIRST_ID + past.entities // 2}"),
     ]
 

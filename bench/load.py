@@ -341,5 +341,15 @@ async def send(load: Load) -> Answers:
     return msgspec.json.decode(output, type=Answers)
 
 
+def main() -> None:
+    """The client as a process."""
+    load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
+    try:
+        answers = _Client(load).run()
+    except (OSError, LoadError) as exc:
+        sys.exit(f"requests could not be sent to {load.ports}: {exc}")
+    sys.stdout.buffer.write(msgspec.json.encode(answers))
+
+
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(_Client(msgspec.json.decode(sys.stdin.buffer.read(), type=Load)).run()))
+    main()
