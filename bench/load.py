@@ -190,25 +190,25 @@ class _Client:
         return now
 
     def _send_at_rate(self, begun: int) -> int:
-        """The open loop; returns when it ended. What found no free connection goes out as soon as there is one."""
+        """The open loop; returns when it ended. What found no free connection goes out as soon as there is one.
+
+        However late this loop itself may be, nothing that was due is left out.
+        """
         assert self._load.rate is not None
         step = _SECOND / self._load.rate
-        planned = 0
-        now = begun
-        while now < self._deadline and planned < self._most and self._connections:
-            while (due := begun + int(planned * step)) <= now and planned < self._most:
-                self._due.append(due)
+        wanted = min(self._most, math.ceil(self._load.seconds * self._load.rate))
+        planned, now = 0, begun
+        while (planned < wanted or self._due) and self._connections and now < self._deadline + PATIENCE * _SECOND:
+            while planned < wanted and begun + int(planned * step) <= now:
+                self._due.append(begun + int(planned * step))
                 planned += 1
             self._send_due()
-            select.select(
-                (self._epoll,), (), (), max(0, min(due, self._deadline) - now) / _SECOND
-            )  # epoll counts in ms
+            pause = max(0.0, (begun + planned * step - now) / _SECOND) if planned < wanted else 1.0
+            if planned < wanted or self._due:
+                select.select((self._epoll,), (), (), pause)  # epoll itself counts in milliseconds
             self._take_answers(0)
             now = time.perf_counter_ns()
-        while self._due and self._connections and time.perf_counter_ns() < self._deadline + PATIENCE * _SECOND:
-            self._send_due()
-            self._take_answers(1)
-        return min(now, self._deadline)
+        return begun + int(planned * step)
 
     def _send_due(self) -> None:
         while self._due and self._idle:
@@ -260,6 +260,9 @@ class _Client:
                 return None
             connection.status = int(head[9:12])
             connection.missing = _content_length(head[:end]) - (count + len(connection.head) - end - 4)
+            if connection.missing > 0 and not is_success(connection.status):
+                connection.head, connection.missing = head, 0  # it is looked at whole
+                return None
             connection.head = b""
             if not is_success(connection.status) and connection.status not in self._samples:
                 comes_again = "(Retry-After) " if b"\r\nretry-after:" in head[:end].lower() else ""

@@ -80,8 +80,8 @@ async def test_at_a_steady_rate_latency_counts_from_when_a_request_was_due(stage
     found = await measured(stage, "stalls", steady)
     assert found.problem is None
     assert found.longest > 0.4
-    # Four requests of 200 met the stall itself; those behind them waited, too.
-    assert found.percentiles[0.99] > 0.3
+    # Four requests of 200 met a stall themselves; the forty that were due during each of them waited, too.
+    assert found.percentiles[0.5] > 0.05
     assert found.succeeded == 200
 
 
