@@ -1,1 +1,1 @@
-"""Long runs that measure and prove: what they found stands in `docs/proofs.md`."""
+"""Long runs that measure and prove: what they found stands in `docs/proofs.md` and `docs/performance.md`."""

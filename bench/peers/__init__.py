@@ -1,0 +1,1 @@
+"""What the service is measured against: receivers as other people write them. Each is a whole program."""
