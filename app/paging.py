@@ -145,12 +145,12 @@ NoParameters = Annotated[Parameters, Depends(read_query(Parameters))]
 """For routes that take no query at all."""
 
 
-def fitting(sizes: Sequence[int], limit: int) -> int:
-    """How many of the items with these sizes (bytes) make a page: at most `limit`, and, beyond the first, `MOST_BYTES`."""
+def fitting(sizes: Sequence[int], limit: int, most_bytes: int = MOST_BYTES) -> int:
+    """How many of the items with these sizes (bytes) make a page: at most `limit`, and, beyond the first, `most_bytes`."""
     total = 0
     for count, size in enumerate(sizes[:limit]):
         total += size
-        if count and total > MOST_BYTES:
+        if count and total > most_bytes:
             return count
     return min(len(sizes), limit)
 
