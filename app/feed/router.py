@@ -118,6 +118,7 @@ async def stream_events(
     last_event_id: Annotated[
         Position | None,
         Header(
+            alias="Last-Event-ID",
             description="Only events behind this position, whatever `after` says: the last `id` that was received, which "
             "readers send by themselves when they come back",
             examples=[1041],
