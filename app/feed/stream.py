@@ -3,6 +3,10 @@
 A stream holds no connection to the database while it waits, and reads a small page only when the one before has been
 taken by its reader, so that a slow reader costs little memory. Streams that stand at the head share one read: a commit
 that wakes 500 of them is one query, not 500. Format: the HTML standard, section 9.2, Server-sent events.
+
+Starlette sends; the little that a library would add on top is done here, because those there are do more than is wanted:
+they run several tasks for each stream and encode each event for each reader anew, and one finds out about the end of the
+process by replacing the server's handler of signals, while ours is told (`Wakeup.drain`).
 """
 
 import asyncio
