@@ -336,7 +336,8 @@ async def test_a_stream_ends_itself_after_a_while_and_its_reader_resumes(reader:
         assert sequences(await ended(source)) == [row["sequence"]]
 
 
-async def test_streams_end_at_once_when_the_process_stops(reader: Reader) -> None:
+async def test_streams_end_at_once_when_the_process_stops(reader: Reader, constants: Set) -> None:
+    constants(poll=10_000)
     async with AsyncExitStack() as held:
         sources = [await held.enter_async_context(event_source(reader.http)) for _ in range(5)]
         reading = [asyncio.create_task(source.rest()) for source in sources]
@@ -346,7 +347,8 @@ async def test_streams_end_at_once_when_the_process_stops(reader: Reader) -> Non
             assert await asyncio.gather(*reading) == [[]] * 5
 
 
-async def test_a_server_with_open_streams_stops_without_waiting_for_its_grace(reader: Reader) -> None:
+async def test_a_server_with_open_streams_stops_without_waiting_for_its_grace(reader: Reader, constants: Set) -> None:
+    constants(poll=10_000)
     begun = time.monotonic()
     async with served(reader.app) as url:
         authorization = {"Authorization": f"Bearer {ADMIN_KEY}"}
