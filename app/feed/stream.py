@@ -180,8 +180,8 @@ class EventStream(StreamingResponse):
         headers = {
             "Content-Type": MEDIA_TYPE,
             "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",
-        }  # nginx: pass it on
+            "X-Accel-Buffering": "no",  # asks nginx to pass on each piece at once
+        }
         super().__init__(_chain(first, rest), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

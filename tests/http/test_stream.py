@@ -303,7 +303,7 @@ async def test_a_reader_that_stops_reading_is_not_read_for(reader: Reader, monke
 async def test_a_reader_that_takes_nothing_for_longer_than_a_stream_lives_loses_its_place(
     reader: Reader, constants: Set
 ) -> None:
-    constants(most_streams=1, life=(0.1, 0.1), patience=0.1)
+    constants(most_streams=1, life=(600, 900), patience=-899)  # cut after a second; it would not end itself before
     async with paused(reader):
         await until(lambda: refused(reader, times=0))
 
