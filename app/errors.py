@@ -86,6 +86,10 @@ class MethodNotAllowedError(ReceiverError):
         self.allowed = tuple(allowed)
 
 
+class NotAcceptableError(ReceiverError):
+    """The answer cannot be sent in any of the media types that the request accepts."""
+
+
 class GoneError(ReceiverError):
     """What was here is gone. `extra` is added to the problem document (the last state, the oldest position)."""
 

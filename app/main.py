@@ -24,6 +24,7 @@ from app.domain.values import EntityType
 from app.entities import router as entities
 from app.feed import consumer_router as consumers
 from app.feed import router as feed
+from app.feed.stream import Streams
 from app.intake import rejections, release, unproven
 from app.intake import router as callbacks
 from app.intake.body import ROOM, Room
@@ -80,6 +81,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 "admin_key": settings.admin_api_key,
                 "engine": engine,
                 "wakeup": wakeup,
+                "streams": Streams(engine, wakeup),
                 "writer": writer,
                 "keyring": keyring,
                 "registrar": registrar,

@@ -198,12 +198,12 @@ def described_body(model: type[Body], *, required: bool = True) -> dict[str, Any
     return {"requestBody": {"required": required, "content": content}}
 
 
-def fitting(sizes: Sequence[int], limit: int) -> int:
-    """How many of the items with these sizes (bytes) make a page: at most `limit`, and, beyond the first, `MOST_BYTES`."""
+def fitting(sizes: Sequence[int], limit: int, most_bytes: int = MOST_BYTES) -> int:
+    """How many of the items with these sizes (bytes) make a page: at most `limit`, and, beyond the first, `most_bytes`."""
     total = 0
     for count, size in enumerate(sizes[:limit]):
         total += size
-        if count and total > MOST_BYTES:
+        if count and total > most_bytes:
             return count
     return min(len(sizes), limit)
 

@@ -36,6 +36,7 @@ from app.errors import (
     KeyMissingError,
     LeasedError,
     MethodNotAllowedError,
+    NotAcceptableError,
     NotAuthenticError,
     NotFoundError,
     QueueFullError,
@@ -91,6 +92,7 @@ KINDS: Mapping[type[ReceiverError], Kind] = {
     ScopeMissingError: Kind(403, "scope-missing", "The API key lacks a scope"),
     NotFoundError: Kind(404, "not-found", "Nothing is here"),
     MethodNotAllowedError: Kind(405, "method-not-allowed", "Not for this method"),
+    NotAcceptableError: Kind(406, "not-acceptable", "None of the accepted media types can be sent"),
     GoneError: Kind(410, "gone", "What was here is gone"),
     ConflictError: Kind(409, "conflict", "The request contradicts the present state"),
     LeasedError: Kind(409, "leased", "Another reader holds the page"),
@@ -244,6 +246,8 @@ def _headers(error: ReceiverError) -> dict[str, str]:
             headers["WWW-Authenticate"] = 'Bearer realm="callbacks"'
         case MethodNotAllowedError():
             headers["Allow"] = ", ".join(error.allowed)
+        case NotAcceptableError():
+            headers["Vary"] = "Accept"
         case RequestTimeoutError():
             headers["Connection"] = "close"
     return headers

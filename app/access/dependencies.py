@@ -49,6 +49,15 @@ async def authenticate(
     return Caller(key.name, key.scopes)
 
 
+async def still_allowed(request: Request, scope: Scope) -> bool:
+    """Whether the key of a request that is being answered is valid to this moment, and has the scope."""
+    try:
+        caller = await authenticate(request, await _bearer(request))
+    except KeyMissingError:
+        return False
+    return scope in caller.scopes
+
+
 def _same(one: str, other: str) -> bool:
     """Equality in constant time, whatever the lengths and characters."""
     return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (one, other)))

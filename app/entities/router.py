@@ -19,10 +19,12 @@ from app.errors import (
     GoneError,
     InvalidParametersError,
     KeyMissingError,
+    NotAcceptableError,
     NotFoundError,
     ScopeMissingError,
 )
 from app.feed import queries as feed
+from app.feed.cloudevents import PageType, described_page, page_response
 from app.feed.filters import Filters
 from app.feed.schemas import EventPage
 from app.paging import (
@@ -131,14 +133,14 @@ async def list_entity_events(
     collection: CollectionName,
     entity_id: EntityId,
     query: Annotated[HistoryParameters, Depends(read_query(HistoryParameters))],
+    media_type: PageType,
 ) -> Response:
     """Everything that is known to have happened to one entity, oldest first, stale events included. Pages like the feed."""
     async with reading(request.state.engine) as connection:
         await _known(connection, collection, entity_id)
         wanted = Filters(entity_type=(collection.entity_type,), entity_id=(entity_id,), include_stale=True)
         page = await feed.page(connection, wanted, after=query.after or 0, limit=query.limit)
-    headers = next_link(request, page.after) if page.has_more else {}
-    return Response(msgspec.json.encode(page), media_type="application/json", headers=headers)
+    return page_response(request, page, media_type)
 
 
 router.add_api_route(
@@ -149,8 +151,8 @@ router.add_api_route(
     summary="The history of one entity",
     response_model=EventPage,
     responses={
-        200: {"headers": link_header("/v1/products/1001/events?after=1042")},
-        **documented(*_READING_ERRORS, NotFoundError),
+        200: described_page("/v1/products/1001/events?after=1042"),
+        **documented(*_READING_ERRORS, NotFoundError, NotAcceptableError),
     },
 )
 

@@ -1,4 +1,4 @@
-"""Which events a reader wants: the filters that every call on the feed shares, and what they mean in SQL."""
+"""Which events a reader wants: the filters that every call on the feed shares, and what they mean in SQL and in memory."""
 
 from typing import Annotated
 
@@ -7,6 +7,7 @@ from sqlalchemy import ARRAY, ColumnElement, Text, cast
 
 from app.db.tables import events
 from app.domain.values import Action, EntityType
+from app.feed.schemas import EventRecord
 from app.paging import Flag, Moment, Parameters, SearchText
 
 _MOST_VALUES = 100
@@ -63,3 +64,15 @@ class Filters(Parameters):
         if not self.include_stale:
             found.append(events.c.stale.is_(False))
         return found
+
+    def passes(self, event: EventRecord) -> bool:
+        """Whether an event that was read is wanted: the same rules as those of the database."""
+        return (
+            (not self.entity_type or event.entity_type in self.entity_type)
+            and (not self.action or event.action in self.action)
+            and (not self.entity_id or event.entity_id in self.entity_id)
+            and (not self.changed or not set(self.changed).isdisjoint(event.changed))
+            and (self.since is None or event.received_at >= self.since)
+            and (self.until is None or event.received_at < self.until)
+            and (self.include_stale or not event.stale)
+        )

@@ -17,7 +17,7 @@ from app.db.tables import events
 from app.domain.values import Action, EntityType
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, EventRecord
-from app.paging import fitting
+from app.paging import MOST_BYTES, fitting
 
 _SIZE = (func.coalesce(func.octet_length(events.c.data), 0) + func.octet_length(events.c.changes)).label("size")
 # How many rows a page has to look at depends on its position and filters so much that a plan for all of them is wrong
@@ -37,12 +37,18 @@ async def head(connection: AsyncConnection) -> int:
 
 
 async def page(
-    connection: AsyncConnection, filters: Filters, *, after: int, limit: int, without: Sequence[int] = ()
+    connection: AsyncConnection,
+    filters: Filters,
+    *,
+    after: int,
+    limit: int,
+    without: Sequence[int] = (),
+    most_bytes: int = MOST_BYTES,
 ) -> EventPageRecord:
-    """The oldest events behind position `after` that pass the filters, at most `limit`, those numbered `without` left out.
+    """The oldest events behind position `after` that pass the filters: at most `limit`, and about `most_bytes`.
 
-    Its `after` is the position to go on from: the last event's where more follow, else the head of the snapshot, past
-    all that the filters skipped.
+    Those numbered `without` are left out. Its `after` is the position to go on from: the last event's where more follow,
+    else the head of the snapshot, past all that the filters skipped.
     """
     await connection.execute(_PLAN_FOR_VALUES)
     newest = await head(connection)
@@ -50,7 +56,7 @@ async def page(
     if without:
         conditions.append(events.c.sequence != all_(cast(without, ARRAY(BigInteger))))
     found = await _find(connection, filters, conditions, after=after, newest=newest, count=limit + 1)
-    count = fitting([row.size for row in found], limit)
+    count = fitting([row.size for row in found], limit, most_bytes)
     sequences = [row.sequence for row in found[:count]]
     has_more = count < len(found)
     position = sequences[-1] if has_more else max(after, newest)

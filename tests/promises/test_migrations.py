@@ -45,6 +45,7 @@ async def test_up_down_and_up_again(empty_database: str) -> None:
             text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
         )
         assert {name for (name,) in left} <= {"alembic_version", "alembic_version_pkc"}
+        assert await connection.scalar(text("SELECT to_regnamespace('feed')")) is None
     assert await migrate(engine) == (None, head)
     assert await migrate(engine) == (head, head)
     await engine.dispose()
