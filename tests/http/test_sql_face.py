@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from sqlalchemy import Connection
 from app.db.embedded import embedded_postgres
 from app.db.engine import create_engine
 from app.db.migrate import alembic_config, migrate
-from app.domain.values import Delivery, EntityType, Entry
 from app.entities.schemas import EntityRecord
 from app.feed.schemas import EventRecord
-from app.jasper.reading import interpret
 from app.ledger.writer import Writer
 from tests.builders import NOW, an_entity, an_event
 from tests.http.conftest import Reader
+from tests.http.writing import a_callback, slow_append
 
 TEXT = '{ "price":1.10,"big":1e400, "text":"\\u0000\\ud800\\n"\r\n}'
 
@@ -134,16 +133,12 @@ async def test_following_by_sql_finds_its_place_in_the_index(reader: Reader, sql
     assert "Index Scan using entities_pkey" in plan
 
 
-def a_callback(chance: random.Random, number: int) -> Entry:
-    now = datetime.now(UTC)
-    body = json.dumps({"event": "product.updated", "id": chance.randrange(20), "delivery": number}).encode()
-    delivery = Delivery(EntityType.PRODUCT, now, "127.0.0.1", (), body, "header:x-secret")
-    return Entry(EntityType.PRODUCT, interpret(EntityType.PRODUCT, (), body, {}), now, delivery)
-
-
-async def test_a_reader_by_sql_misses_nothing_however_many_write(database: str) -> None:
+async def test_a_reader_by_sql_misses_nothing_however_many_write(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Writers as in several replicas; the reader goes on from the last sequence it saw, as the guide says."""
     chance = random.Random(11)
+    monkeypatch.setattr("app.ledger.writer.append", slow_append(chance))
     seen: list[tuple[int, Any]] = []
     written = asyncio.Event()
 
@@ -163,7 +158,7 @@ async def test_a_reader_by_sql_misses_nothing_however_many_write(database: str) 
     async def write(writer: Writer, task: int) -> None:
         for number in range(10):
             await asyncio.sleep(chance.random() * 0.03)
-            await writer.commit(a_callback(chance, task * 10 + number))
+            await writer.commit(a_callback(task * 10 + number))
 
     async with reading_as_role(database) as sql, asyncio.timeout(60):
         following = asyncio.create_task(follow(sql))

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,14 +20,13 @@ from sqlalchemy import text
 
 from app.access.keys import Scope, create_key, revoke_key
 from app.clock import utc_now
-from app.domain.values import Delivery, EntityType, Entry
 from app.feed import queries
-from app.jasper.reading import interpret
 from app.ledger.writer import Writer
 from tests.builders import NOW, an_event, events_of
 from tests.conftest import served
 from tests.http.conftest import ADMIN_KEY, Reader
 from tests.http.sse import EventSource, Message, event_source
+from tests.http.writing import a_callback, slow_append
 
 SOON = 10.0
 """Seconds: far above what it takes."""
@@ -449,19 +448,13 @@ async def test_an_event_reaches_its_reader_within_100_ms_of_its_commit(reader: R
     assert statistics.median(waits) < 0.1
 
 
-def a_callback(chance: random.Random, number: int) -> Entry:
-    now = datetime.now(UTC)
-    body = json.dumps({"event": "product.updated", "id": chance.randrange(9), "delivery": number}).encode()
-    delivery = Delivery(EntityType.PRODUCT, now, "127.0.0.1", (), body, "header:x-secret")
-    return Entry(EntityType.PRODUCT, interpret(EntityType.PRODUCT, (), body, {}), now, delivery)
-
-
 async def test_streams_and_pages_agree_event_for_event_however_many_write(
-    reader: Reader, database: str, constants: Set
+    reader: Reader, database: str, constants: Set, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that stays, one that comes back again and again, one with a filter, one that begins in the middle."""
     constants(poll=0.3, page_events=7)
     chance = random.Random(5)
+    monkeypatch.setattr("app.ledger.writer.append", slow_append(chance))
     begins = {"": 0, "entity_id=1&entity_id=2": 0, "action=update": 100}
     sources: dict[str, EventSource] = {}
     again: list[str] = []
@@ -478,7 +471,7 @@ async def test_streams_and_pages_agree_event_for_event_however_many_write(
     async def write(writer: Writer, task: int) -> None:
         for number in range(10):
             await asyncio.sleep(chance.random() * 0.03)
-            await writer.commit(a_callback(chance, task * 10 + number))
+            await writer.commit(a_callback(task * 10 + number))
 
     async with asyncio.timeout(60), AsyncExitStack() as held:
         for query, begin in begins.items():
