@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
@@ -135,6 +135,21 @@ class Body(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_whole_numbers(cls, given: object) -> object:
+        """7.0 is a whole number in JSON Schema, and some clients write it so. No member here is a fraction."""
+        if not isinstance(given, dict):
+            return given
+        return {name: int(value) if _is_exactly_whole(value) else value for name, value in given.items()}
+
+
+def _is_exactly_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_EXACT
+
+
+_LARGEST_EXACT = 2.0**53
+"""Beyond it a float may stand for the whole number beside the one that was written."""
 
 P = TypeVar("P", bound=Parameters)
 B = TypeVar("B", bound=Body)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import (
@@ -191,13 +192,25 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case HTTPStatus.NOT_FOUND:
             return problem_response(NotFoundError("there is nothing at this address"), instance)
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "").split(", ")
-            return problem_response(
-                MethodNotAllowedError(f"this address does not take {request.method}", allowed=allowed), instance
+            refusal = MethodNotAllowedError(
+                f"this address does not take {request.method}", allowed=_methods_at(request)
             )
+            return problem_response(refusal, instance)
     phrase = HTTPStatus(error.status_code).phrase
     kind = Kind(error.status_code, phrase.lower().replace(" ", "-"), phrase)
     return _respond(kind, error.detail, instance, headers=error.headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Every method that the address takes; Starlette itself names those of the first route only."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -195,7 +195,7 @@ async def reprocess_deliveries(
 
 
 @router.post(
-    "/{delivery_id}/reprocess",
+    "/{delivery_id:uuid}/reprocess",
     operation_id="reprocessDelivery",
     summary="Read one delivery again",
     responses=documented(*_ERRORS, NotFoundError),

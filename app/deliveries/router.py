@@ -67,7 +67,7 @@ async def list_deliveries(
 
 
 @router.get(
-    "/deliveries/{delivery_id}",
+    "/deliveries/{delivery_id:uuid}",
     operation_id="getDelivery",
     summary="One callback as it came",
     response_model=Delivery,

@@ -42,6 +42,13 @@ class ConsumerStart(Body):
 class Ack(Body):
     """How far a consumer has come."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["lease"], "properties": {"lease": {"type": "integer"}}},
+            "then": {"required": ["lease_id"], "properties": {"lease_id": {"type": "string"}}},
+        }
+    )
+
     after: Annotated[
         int,
         Field(ge=0, le=_HIGHEST, description="The `after` of the page, or the sequence of an event", examples=[1042]),

@@ -6,7 +6,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from app.access.dependencies import ReadKey, still_allowed
 from app.access.keys import Scope
@@ -27,7 +27,7 @@ from app.feed.schemas import Event, EventPage
 from app.feed.stream import MEDIA_TYPE as EVENT_STREAM
 from app.feed.stream import EventStream, Streams
 from app.feed.waiting import page_when_there
-from app.paging import NoParameters, Page, Position, Wait, read_query
+from app.paging import LAST_POSITION, NoParameters, Page, Position, Wait, read_query
 from app.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["feed"])
@@ -108,7 +108,7 @@ async def _place(request: Request) -> AsyncIterator[None]:
     responses={
         200: {
             "description": "Server-Sent Events, for some minutes",
-            "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
+            "content": {EVENT_STREAM: {"example": _STREAM_EXAMPLE}},
         },
         **documented(*_READING_ERRORS, UnavailableError),
     },
@@ -120,6 +120,7 @@ async def stream_events(
     _open: Annotated[None, Depends(_place)],
     last_event_id: Annotated[
         Position | None,
+        WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LAST_POSITION}),  # a header is never null
         Header(
             alias="Last-Event-ID",
             description="Only events behind this position, whatever `after` says: the last `id` that was received, which "

@@ -161,7 +161,7 @@ BODIES: list[tuple[str, str, bytes, set[str]]] = [
     ("PUT", "", b"\xff", {"body"}),
     ("POST", "/ack", b"", {"after"}),
     ("POST", "/ack", b'{"after": "7"}', {"after"}),
-    ("POST", "/ack", b'{"after": 1.0}', {"after"}),
+    ("POST", "/ack", b'{"after": 1.5}', {"after"}),
     ("POST", "/ack", b'{"after": -1}', {"after"}),
     ("POST", "/ack", b'{"after": 9223372036854775808}', {"after"}),
     ("POST", "/ack", b'{"after": 0, "lease_id": "7"}', {"lease_id"}),

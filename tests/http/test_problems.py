@@ -186,12 +186,31 @@ async def test_what_the_framework_refuses_has_the_same_shape(http: httpx.AsyncCl
         ("GET", "/v1/events/", 404),
         ("POST", "/v1/events", 405),
         ("DELETE", "/v1/products/1", 405),
-        ("PUT", "/v1/deliveries/1", 405),
+        ("PUT", "/v1/deliveries/1", 404),
+        ("PUT", "/v1/deliveries/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10", 405),
     ],
 )
 async def test_unknown_addresses_and_methods(reader: Reader, method: str, path: str, status: int) -> None:
     problem = await reader.problem(status, path, method)
     assert problem["instance"] == path
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/events", "GET"),
+        ("/v1/consumers/search", "DELETE, GET, PUT"),
+        ("/v1/consumers/search/ack", "POST"),
+        ("/v1/deliveries/reprocess", "POST"),
+        ("/v1/deliveries/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10", "GET"),
+        ("/v1/products/1001", "GET"),
+    ],
+)
+async def test_a_refused_method_is_told_every_one_that_the_address_takes(
+    reader: Reader, path: str, allowed: str
+) -> None:
+    response = await reader.http.patch(path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("path", ["/v1/products/a%2Fb%20%C3%BC%00", "/v1/products/%ff%3Fx%23y", "//v1/events"])

@@ -243,7 +243,9 @@ async def test_an_unknown_delivery_is_404_and_a_wrong_call_400(receiver: Receive
         assert problem["errors"]
 
 
-@pytest.mark.parametrize("path", ["deliveries/reprocess", "deliveries/x/reprocess", "unproven/release"])
+@pytest.mark.parametrize(
+    "path", ["deliveries/reprocess", "deliveries/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10/reprocess", "unproven/release"]
+)
 async def test_only_an_admin_may(receiver: Receiver, database: str, path: str) -> None:
     engine = create_engine(database)
     _, key = await create_key(engine, "reader", {Scope.READ, Scope.WRITE}, now=utc_now())

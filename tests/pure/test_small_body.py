@@ -25,6 +25,11 @@ async def test_a_body_in_pieces_is_read_whole_and_none_is_an_empty_object() -> N
     assert await read(a_request()) == Numbered(number=0)
 
 
+@pytest.mark.parametrize("spelling", [b"7", b"7.0", b"70e-1", b"0.7e1"])
+async def test_a_whole_number_is_one_however_it_is_spelled(spelling: bytes) -> None:
+    assert await read(a_request(b'{"number": %b}' % spelling)) == Numbered(number=7)
+
+
 async def test_a_body_that_never_ends_is_refused_as_soon_as_it_is_too_large() -> None:
     with pytest.raises(BodyTooLargeError):
         await read(a_request(b" " * 65_536, b" ", then_hang=True))
@@ -49,7 +54,8 @@ async def test_a_caller_that_hangs_up_is_no_error_of_ours() -> None:
     ("body", "where"),
     [
         (b'{"number": "7"}', ("body", "number")),
-        (b'{"number": 7.0}', ("body", "number")),
+        (b'{"number": 7.5}', ("body", "number")),
+        (b'{"number": 9007199254740994.0}', ("body", "number")),
         (b'{"number": true}', ("body", "number")),
         (b'{"numbr": 7}', ("body", "numbr")),
         (b"7", ("body",)),
