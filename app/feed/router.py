@@ -120,7 +120,9 @@ async def stream_events(
     _open: Annotated[None, Depends(_place)],
     last_event_id: Annotated[
         Position | None,
-        WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LAST_POSITION}),  # a header is never null
+        WithJsonSchema(
+            {"type": "integer", "minimum": 0, "maximum": LAST_POSITION, "examples": [1041]}
+        ),  # a header is never null
         Header(
             alias="Last-Event-ID",
             description="Only events behind this position, whatever `after` says: the last `id` that was received, which "
