@@ -2,9 +2,11 @@
 
 from uuid import UUID
 
-import uuid_utils.compat
+import uuid_utils
+from asyncpg.pgproto import pgproto  # its kind of UUID is made and stored in a third of the time
 
 
 def new_id() -> UUID:
     """A fresh UUIDv7."""
-    return uuid_utils.compat.uuid7()
+    identifier: UUID = pgproto.UUID(uuid_utils.uuid7().bytes)
+    return identifier

@@ -484,7 +484,7 @@ def _check_spelling(
         if type(reading) is not type(other):
             raise ViolationError(f"another spelling is read otherwise: {body!r}")
         return
-    for name in Reading.__slots__:
+    for name in Reading.__struct_fields__:
         one, two = getattr(reading, name), getattr(other, name)
         if name == "data" and one is not None and two is not None:
             one, two = _sorted(_parse(one)), _sorted(_parse(two))

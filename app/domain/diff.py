@@ -6,16 +6,16 @@ gives the value after. The list is bounded: a value in which very much differs i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import reduce
+
+from msgspec import Struct
 
 from app.domain import jsontext
 from app.domain.jsontext import NotJsonError
 from app.domain.values import JsonText
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True, gc=False):
     """One difference at `path` (names not yet escaped): `before` is None where it was added, `after` where it was removed."""
 
     path: tuple[str, ...]
@@ -47,7 +47,7 @@ _MOST_VALUES = 500_000
 
 def diff(before: JsonText, after: JsonText) -> list[Change]:
     """All changes that lead from one JSON value to the other, in the order of the names; empty where they are equal."""
-    if before.count(b",") + after.count(b",") > _MOST_VALUES:
+    if len(before) + len(after) > _MOST_VALUES and before.count(b",") + after.count(b",") > _MOST_VALUES:
         return _coarse(before, after)
     changes: list[Change] = []
     size = 0
@@ -113,14 +113,11 @@ def _differences(path: tuple[str, ...], before: JsonText, after: JsonText) -> It
 
 
 def _members_that_differ(path: tuple[str, ...], before: JsonText, after: JsonText) -> Iterator[Change]:
-    ours, theirs = jsontext.members(before), jsontext.members(after)
-    for name in sorted({*ours, *theirs}):
-        if name not in theirs:
-            yield Change((*path, name), ours[name], None)
-        elif name not in ours:
-            yield Change((*path, name), None, theirs[name])
-        elif ours[name] != theirs[name]:
-            yield from _differences((*path, name), ours[name], theirs[name])
+    for name, (ours, theirs) in jsontext.members_that_differ(before, after).items():
+        if ours is None or theirs is None:
+            yield Change((*path, name), ours, theirs)
+        else:
+            yield from _differences((*path, name), ours, theirs)
 
 
 def _are_equal(before: JsonText, after: JsonText) -> bool:

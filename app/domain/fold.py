@@ -9,8 +9,10 @@ the data that is known (what came after it said nothing of the entity) completes
 that is read later than it came is no newer than when it was told.
 """
 
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from app.domain import diff
 from app.domain.values import Action, Entity, EntityType, Event, JsonText, Reading, Source
@@ -18,8 +20,7 @@ from app.domain.values import Action, Entity, EntityType, Event, JsonText, Readi
 _NO_CHANGES = JsonText(b"[]")
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
+class Folded(Struct, frozen=True, gc=False):
     """What came of one reading: the event, None for a repeated delete, and the entity's state after it."""
 
     event: Event | None

@@ -1,6 +1,6 @@
 """Judges a callback, and blanks what proved it: the same for one that comes in and for one that was kept apart. Pure."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from app.domain.values import Delivery, Headers
 from app.intake.keyring import Accepted

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app.domain.values import EntityType
 from app.errors import ReceiverError
@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 REFRESH_INTERVAL = 5.0
 """Seconds between two looks at the store."""
+
+_FRESH = timedelta(seconds=REFRESH_INTERVAL)
 
 _DISTANCE = 0.1
 """Seconds between two readings that failed proofs ask for."""
@@ -54,9 +56,21 @@ class Keyring:
         self._tried_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
         self._trouble: str | None = None
+        self._worked_out: dict[EntityType, tuple[Accepted, datetime]] = {}
 
     def accepted(self, entity_type: EntityType, now: datetime) -> Accepted:
         """What is accepted at `now`, from memory: the current credentials first, then those not expired."""
+        known = self._worked_out.get(entity_type)
+        if known is not None and now < known[1]:
+            return known[0]
+        accepted = self._work_out(entity_type, now)
+        # Until something expires, or the store is read again; while Jasper is being asked, that may be at any moment.
+        ends = [each.accepted_until for each in self._retiring.get(entity_type, ()) if now < each.accepted_until]
+        until = now if accepted.pending else min(ends, default=now + _FRESH)
+        self._worked_out[entity_type] = accepted, until
+        return accepted
+
+    def _work_out(self, entity_type: EntityType, now: datetime) -> Accepted:
         registration = self._registrations.get(entity_type) or Registration(entity_type)
         retiring = [each for each in self._retiring.get(entity_type, ()) if now < each.accepted_until]
         return Accepted(
@@ -74,6 +88,7 @@ class Keyring:
         """Read the store. Raises DatabaseUnavailableError where it cannot be read; what was known last then holds."""
         self._tried_at = time.monotonic()
         registrations, retiring = await self._store.credentials()
+        self._worked_out.clear()
         self._registrations = {registration.entity_type: registration for registration in registrations}
         self._retiring = {
             entity_type: [each for each in retiring if each.entity_type is entity_type] for entity_type in EntityType

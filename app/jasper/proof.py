@@ -67,8 +67,7 @@ def prove(headers: Headers, body: bytes, secrets: Sequence[str], location: Locat
     An empty secret proves nothing. The place is fit to be stored and shown, whatever the names in the body are.
     """
     secrets = [secret for secret in secrets if secret]
-    tries = {"header": _in_headers, "hmac-sha256": _in_signatures, "body": _in_body}
-    for kind, look in tries.items():
+    for kind, look in _TRIES.items():
         if location.kind in {"auto", kind}:
             place = look(headers, body, secrets, location.name)
             if place is not None:
@@ -78,7 +77,7 @@ def prove(headers: Headers, body: bytes, secrets: Sequence[str], location: Locat
 
 def _in_headers(headers: Headers, _body: bytes, secrets: Sequence[str], only: str) -> str | None:
     for name, value in headers:
-        if only in {"", name} and _is_secret(value, secrets):
+        if (not only or only == name) and _is_secret(value, secrets):
             return f"header:{name}"
     return None
 
@@ -95,10 +94,8 @@ def _in_signatures(headers: Headers, body: bytes, secrets: Sequence[str], only: 
 def _in_body(_headers: Headers, body: bytes, secrets: Sequence[str], only: str) -> str | None:
     if not _is_any_string(body, secrets):  # a stranger's body of a million strings is not parsed
         return None
-    lengths = {len(secret) for secret in secrets}
     for steps, value in _strings_at(body, only) if only else _strings_in_top_levels(body):
-        # A comparison of unequal lengths hides nothing.
-        if len(value) in lengths and sum(_same(value, secret) for secret in secrets):
+        if sum(_same(value, secret) for secret in secrets):
             return f"body:{reduce(jsontext.append_to_pointer, map(str, steps), '')}"
     return None
 
@@ -135,11 +132,15 @@ def _strings_of(shortest: int, longest: int) -> re.Pattern[str]:
 def _is_secret(value: str, secrets: Sequence[str]) -> bool:
     """Whether a header's value is one of the secrets, whole, with or without `Bearer `. All are compared, always."""
     bare = value[len(_BEARER) :].strip() if value[: len(_BEARER)].lower() == _BEARER else value
-    return sum(_same(value, secret) | _same(bare, secret) for secret in secrets) > 0
+    proven = False
+    for secret in secrets:
+        proven |= _same(value, secret) | _same(bare, secret)
+    return proven
 
 
 def _same(given: str, secret: str) -> bool:
-    return hmac.compare_digest(_bytes(given), _bytes(secret))
+    # Unequal lengths are told apart by any comparison, whatever time it takes.
+    return len(given) == len(secret) and hmac.compare_digest(_bytes(given), _bytes(secret))
 
 
 def _bytes(text: str) -> bytes:
@@ -162,6 +163,7 @@ def _signature(value: str) -> bytes | None:
 
 
 _URL_SAFE = str.maketrans("-_", "+/")
+_TRIES = {"header": _in_headers, "hmac-sha256": _in_signatures, "body": _in_body}
 
 
 _Steps = tuple[Any, ...]

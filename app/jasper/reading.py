@@ -12,12 +12,13 @@ be read with confidence is Unreadable, which quarantines the delivery whole; it 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+
+from msgspec import Struct
 
 from app.domain import jsontext
 from app.domain.jsontext import NotJsonError
@@ -48,21 +49,19 @@ class _UnreadableError(Exception):
     """Stops a reading; the message is for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(Struct, frozen=True, gc=False):
     """A value and the place it was found at: a JSON Pointer or `header:NAME`."""
 
     place: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Level:
+class _Level(Struct, frozen=True, gc=False):
     """One object on the way from the root to the entity."""
 
     pointer: str
     text: JsonText
-    members: Mapping[str, JsonText]
+    members: dict[str, JsonText]
 
     @property
     def name(self) -> str:
@@ -72,21 +71,28 @@ class _Level:
     def at(self, name: str) -> str:
         return jsontext.append_to_pointer(self.pointer, name)
 
-    def scalars(self, names: Sequence[str]) -> Iterator[_Found]:
+    def scalars(self, names: Sequence[str]) -> Sequence[_Found]:
         """The strings and numbers that are not empty among `names`, in their order."""
-        for name in names:
-            if name in self.members and (value := _scalar(self.members[name])):
-                yield _Found(self.at(name), value)
+        members = self.members
+        if members.keys().isdisjoint(names):  # as is usual
+            return ()
+        return [_Found(self.at(name), value) for name in names if name in members and (value := _scalar(members[name]))]
 
-    def ids(self, names: Sequence[str]) -> Iterator[_Found]:
+    def ids(self, names: Sequence[str]) -> Sequence[_Found]:
         """The strings and whole numbers among `names`: what can be an id."""
-        for name in names:
-            if name in self.members and (value := _identifier(self.members[name])):
-                yield _Found(self.at(name), value)
+        members = self.members
+        if members.keys().isdisjoint(names):
+            return ()
+        return [
+            _Found(self.at(name), value) for name in names if name in members and (value := _identifier(members[name]))
+        ]
+
+    def has_any(self, names: Iterable[str]) -> bool:
+        """Whether there is a member with one of the names."""
+        return not self.members.keys().isdisjoint(names)
 
 
-@dataclass(frozen=True, slots=True)
-class _Payload:
+class _Payload(Struct, frozen=True, gc=False):
     """What is being read: `envelopes` lead from the root to just above the `entity`; a bare entity has none."""
 
     entity_type: EntityType
@@ -95,7 +101,7 @@ class _Payload:
     root: JsonText
     envelopes: tuple[_Level, ...]
     entity: _Level
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str]
 
     @property
     def around(self) -> tuple[_Level, ...]:
@@ -110,7 +116,7 @@ class _Payload:
     def beside(self) -> Iterator[_Level]:
         """Objects next to the entity that tell about the event, such as `meta`."""
         for level in () if self.is_bare else self.around:
-            for name in wire.SIDE_OBJECTS:
+            for name in wire.SIDE_OBJECTS if level.has_any(wire.SIDE_OBJECTS) else ():
                 if name in level.members and jsontext.kind(level.members[name]) == "object":
                     yield _level(level.at(name), level.members[name])
 
@@ -191,10 +197,11 @@ def _level(pointer: str, text: JsonText) -> _Level:
 
 def _wrapped(entity_type: EntityType, level: _Level) -> _Level | None:
     """The level inside, if this one is an envelope; None if it is the entity itself."""
-    gives_id = next(level.ids(wire.reference_names(entity_type)), None) or (
-        _states_action(level) and next(level.ids(("id",)), None)
-    )
-    is_entity = not _states_action(level) and _own_id(entity_type, level) is not None
+    if not level.has_any(wire.wrappers(entity_type)):
+        return None
+    states_action = _states_action(level)
+    gives_id = level.ids(wire.reference_names(entity_type)) or (states_action and level.ids(("id",)))
+    is_entity = not states_action and _own_id(entity_type, level) is not None
     inside: list[_Level] = []
     for name in wire.wrappers(entity_type):
         text = level.members.get(name)
@@ -204,6 +211,8 @@ def _wrapped(entity_type: EntityType, level: _Level) -> _Level | None:
             inner = _level(level.at(name), text)
             if gives_id or _own_id(entity_type, inner) or _holds_entity(entity_type, inner):
                 inside.append(inner)
+    if len(inside) <= 1:
+        return next(iter(inside), None)
     ids = {found.value for inner in inside if (found := _own_id(entity_type, inner))}
     if len(ids) > 1:
         raise _UnreadableError(
@@ -227,7 +236,7 @@ def _is_part(entity_type: EntityType, inner: _Level, level: _Level) -> bool:
     Raises _UnreadableError where either may be the entity.
     """
     own = wire.own_names(entity_type)
-    outer_id = next(level.ids(("id", "uuid")), None)
+    outer_id = _first(level.ids(("id", "uuid")))
     if outer_id is None or _states_action(level) or _says_nothing(entity_type, level):
         return False
     if level.name in own:
@@ -252,8 +261,10 @@ def _contradict(entity_type: EntityType, one: _Level, other: _Level) -> bool:
 def _says_nothing(entity_type: EntityType, level: _Level) -> bool:
     """Whether an object only says which entity it is about and when, but nothing of the entity itself."""
     silent = wire.says_nothing(entity_type)
-    blank = jsontext.quote(BLANK)
-    return all(name in silent or jsontext.equal(value, blank) for name, value in level.members.items())
+    return all(name in silent or jsontext.equal(value, _BLANK) for name, value in level.members.items())
+
+
+_BLANK = jsontext.quote(BLANK)
 
 
 def _holds_entity(entity_type: EntityType, level: _Level) -> bool:
@@ -266,7 +277,7 @@ def _holds_entity(entity_type: EntityType, level: _Level) -> bool:
 
 
 def _states_action(level: _Level) -> bool:
-    return any(name in level.members for name in wire.ACTION_NAMES) or any(
+    return level.has_any(wire.ACTION_NAMES) or any(
         _is_telling(found.value) for found in level.scalars((wire.WEAK_ACTION_NAME,))
     )
 
@@ -317,7 +328,7 @@ def _built_in_id(payload: _Payload) -> _Found | None:
 
 
 def _own_id(entity_type: EntityType, level: _Level) -> _Found | None:
-    return next(level.ids(("id", *wire.reference_names(entity_type), "uuid")), None)
+    return _first(level.ids(wire.id_names(entity_type)))
 
 
 def _identifier(text: JsonText) -> str | None:
@@ -343,7 +354,13 @@ def _scalar(text: JsonText) -> str | None:
             return None
 
 
+def _first(found: Sequence[_Found]) -> _Found | None:
+    return found[0] if found else None
+
+
 def _header_values(headers: Headers, names: Sequence[str]) -> Iterator[_Found]:
+    if {name for name, _ in headers}.isdisjoint(names):
+        return
     for wanted in names:
         for name, value in headers:
             if name == wanted and value and BLANK not in value:

@@ -50,6 +50,11 @@ def redact_headers(
 
 def redact_text(value: str, secrets: Collection[str]) -> str:
     """A text with the secrets blanked: wholly where it is one, else each part of it that is a long one."""
+    for secret in secrets:
+        if secret in value:
+            break
+    else:
+        return value
     bare = value[len(_BEARER) :].strip() if value[: len(_BEARER)].lower() == _BEARER else value
     if any(secret in {value, bare} for secret in secrets if secret):
         return BLANK
@@ -60,16 +65,26 @@ def redact_text(value: str, secrets: Collection[str]) -> str:
 
 def redact_body(body: bytes, secrets: Sequence[str]) -> bytes:
     """The body with the secrets blanked; the very same bytes where none stands in it. JSON stays JSON."""
-    wanted = tuple(sorted({secret for secret in secrets if secret}, key=len, reverse=True))
-    raw = [secret.encode("utf-8", "surrogatepass") for secret in wanted]
-    # The slash is the one escape that ordinary bodies are full of.
-    unescaped = body.replace(rb"\/", b"/")
-    if not wanted or (not any(secret in unescaped for secret in raw) and not _escapes(wanted).search(body)):
+    wanted, raw = _wanted(tuple(secrets))
+    if not wanted:
+        return body
+    unescaped, is_escaped = body, False
+    if b"\\" in body:  # the slash is the one escape that ordinary bodies are full of
+        unescaped = body.replace(rb"\/", b"/")
+        is_escaped = b"\\" in unescaped and _escapes(wanted).search(body) is not None
+    if not is_escaped and not any(secret in unescaped for secret in raw):
         return body
     if body.removeprefix(_BOM).lstrip()[:1] not in {b"{", b"[", b'"'}:
         for secret in raw:  # no JSON: nothing says where a value ends
             body = body.replace(secret, BLANK.encode())
     return _spellings(wanted).sub(_blanked, body)
+
+
+@lru_cache(maxsize=16)
+def _wanted(secrets: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    """The secrets to look for, the longest first, as text and as bytes."""
+    wanted = tuple(sorted({secret for secret in secrets if secret}, key=len, reverse=True))
+    return wanted, tuple(secret.encode("utf-8", "surrogatepass") for secret in wanted)
 
 
 def _parts(secrets: Collection[str]) -> list[str]:
@@ -80,8 +95,15 @@ def _parts(secrets: Collection[str]) -> list[str]:
 @lru_cache(maxsize=16)
 def _escapes(secrets: tuple[str, ...]) -> re.Pattern[bytes]:
     """Finds the escapes, but for that of the slash, without which no secret can stand in a JSON string but as it is."""
-    escapes = {escape for char in set("".join(secrets)) for escape in _escaped(char)} - {re.escape(_SHORT_ESCAPES["/"])}
-    return re.compile(b"|".join(sorted(escapes)))
+    chars = set("".join(secrets))
+    first_units = sorted({_in_either_case(char.encode("utf-16-be", "surrogatepass")[:2].hex()) for char in chars})
+    short = b"".join(re.escape(_SHORT_ESCAPES[char][1:]) for char in sorted(chars & _SHORT_ESCAPES.keys() - {"/"}))
+    # Written so that few steps tell that an escape is none of these: a body may consist of them.
+    return re.compile(rb"\\(?:u(?:%b)%b)" % ("|".join(first_units).encode(), b"|[%b]" % short if short else b""))
+
+
+def _in_either_case(digits: str) -> str:
+    return "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in digits)
 
 
 @lru_cache(maxsize=16)

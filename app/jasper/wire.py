@@ -6,7 +6,7 @@ JASPER_PAYLOAD_MAPPING; nothing here is ever trusted to decide identity.
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 from app.domain.values import Action, EntityType
 
@@ -136,6 +136,12 @@ def reference_names(entity_type: EntityType) -> tuple[str, ...]:
 
 
 @cache
+def id_names(entity_type: EntityType) -> tuple[str, ...]:
+    """Members of an entity that may be its id, the most telling first."""
+    return ("id", *reference_names(entity_type), "uuid")
+
+
+@cache
 def own_names(entity_type: EntityType) -> tuple[str, ...]:
     """The entity type as the name of a member."""
     if entity_type is EntityType.CONCRETE_ENTITY:
@@ -173,8 +179,9 @@ def says_nothing(entity_type: EntityType) -> frozenset[str]:
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
-def _tokens(word: str) -> list[str]:
-    return [token.lower() for token in _TOKEN.findall(word)]
+@lru_cache  # the same few words come for ever
+def _tokens(word: str) -> tuple[str, ...]:
+    return tuple(token.lower() for token in _TOKEN.findall(word))
 
 
 def action_of(word: str) -> Action | None:
@@ -183,7 +190,7 @@ def action_of(word: str) -> Action | None:
     A word that also names something else is believed for an update only: `product.image.deleted` deletes an image and
     `product.category.removed` an assignment, not the product.
     """
-    tokens = _tokens(word) if len(word) <= _LONGEST_WORD else []
+    tokens = _tokens(word) if len(word) <= _LONGEST_WORD else ()
     found = {ACTION_WORDS[token] for token in tokens if token in ACTION_WORDS}
     if len(found) != 1:
         return None
@@ -202,6 +209,6 @@ _FILLERS = {"entity", "entities", "event", "webhook", "jasper", "pim", "was", "h
 _UNDERSTOOD = {*ACTION_WORDS, *ENTITY_NOUNS, *_FILLERS}
 
 
-def entity_types_of(word: str) -> set[EntityType]:
+def entity_types_of(word: str) -> frozenset[EntityType]:
     """The entity types that a word such as `product.updated` names; empty where it names none."""
-    return {ENTITY_NOUNS[token] for token in _tokens(word[:_LONGEST_WORD]) if token in ENTITY_NOUNS}
+    return frozenset(ENTITY_NOUNS[token] for token in _tokens(word[:_LONGEST_WORD]) if token in ENTITY_NOUNS)

@@ -8,9 +8,13 @@ finds a new event at or below it afterwards (`docs/decisions/0003-group-commit-u
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
 from uuid import UUID
 
 import asyncpg
+import msgspec
+from msgspec import Struct
 
 from app.db.locks import Lock
 from app.db.wakeup import FEED_CHANNEL
@@ -41,6 +45,11 @@ _EVENT_COLUMNS = (
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock($1)"
+# The numbers are drawn where the lock is held: a subquery that calls a volatile function is computed first, as it stands.
+_LOCK_AND_DRAW = """
+    SELECT setval('event_sequence', nextval('event_sequence') + $2::int - 1)
+    FROM (SELECT pg_advisory_xact_lock($1)) AS held
+"""
 _FIND_ORIGINALS = """
     SELECT k.key, k.sequence, e.id AS event_id, e.delivery_id
     FROM idempotency_keys k LEFT JOIN events e ON e.sequence = k.sequence
@@ -59,17 +68,32 @@ _FIND_KEPT = """
     FROM deliveries d LEFT JOIN events e ON e.sequence = d.event_sequence
     WHERE d.id = ANY($1::uuid[])
 """
-_NUMBERS = "SELECT nextval('event_sequence') FROM generate_series(1, $1::int)"
-_STORE_ENTITIES = """
-    INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at,
-                          source_updated_at, newest_at, deleted_at)
-    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[],
-                         $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                         $11::timestamptz[])
-    ON CONFLICT (entity_type, entity_id) DO UPDATE SET
-        version = excluded.version, sequence = excluded.sequence, data_sequence = excluded.data_sequence,
-        updated_at = excluded.updated_at, heard_at = excluded.heard_at, source_updated_at = excluded.source_updated_at,
-        newest_at = excluded.newest_at, deleted_at = excluded.deleted_at
+# All that is small in one statement, as each costs a round trip: keys, proofs, entities, and the word for the readers.
+_STORE_STATE = """
+    WITH kept AS (
+        INSERT INTO idempotency_keys (key, sequence) SELECT * FROM unnest($1::bytea[], $2::bigint[])
+    ), noted AS (
+        UPDATE registrations r SET proof = seen.proof, last_callback_at = seen.received_at
+        FROM unnest($3::text[], $4::text[], $5::timestamptz[]) AS seen(entity_type, proof, received_at)
+        WHERE r.entity_type = seen.entity_type
+            -- What was told long ago and is read now says nothing of where the proof is today.
+            AND (r.last_callback_at IS NULL OR r.last_callback_at <= seen.received_at)
+            -- Under load the row is written once a second, not with every batch.
+            AND (r.proof IS DISTINCT FROM seen.proof OR r.last_callback_at < seen.received_at - interval '1 second')
+    ), moved AS (
+        INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at,
+                              source_updated_at, newest_at, deleted_at)
+        SELECT * FROM unnest(
+            $6::text[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::timestamptz[], $12::timestamptz[],
+            $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[]
+        )
+        ON CONFLICT (entity_type, entity_id) DO UPDATE SET
+            version = excluded.version, sequence = excluded.sequence, data_sequence = excluded.data_sequence,
+            updated_at = excluded.updated_at, heard_at = excluded.heard_at,
+            source_updated_at = excluded.source_updated_at, newest_at = excluded.newest_at,
+            deleted_at = excluded.deleted_at
+    )
+    SELECT pg_notify($17, $18) WHERE $18 IS NOT NULL
 """
 _STORE_REREAD = """
     UPDATE deliveries d SET
@@ -79,21 +103,17 @@ _STORE_REREAD = """
         AS reread(id, status, body, data_offset, reading, reason, event_sequence, duplicate_of)
     WHERE d.id = reread.id
 """
-_REREAD_COLUMNS = ("id", "status", "body", "data_offset", "reading", "reason", "event_sequence", "duplicate_of")
-# What was told long ago and is read now says nothing of where the proof is today.
-_NOTE_PROOF = """
-    UPDATE registrations r SET proof = seen.proof, last_callback_at = seen.received_at
-    FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS seen(entity_type, proof, received_at)
-    WHERE r.entity_type = seen.entity_type
-        AND (r.last_callback_at IS NULL OR r.last_callback_at <= seen.received_at)
-"""
-_NOTIFY = "SELECT pg_notify($1, $2)"
+_reread_columns = itemgetter(
+    *map(
+        _DELIVERY_COLUMNS.index,
+        ("id", "status", "body", "data_offset", "reading", "reason", "event_sequence", "duplicate_of"),
+    )
+)
 
 _Identity = tuple[EntityType, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Original:
+class _Original(Struct, frozen=True, gc=False):
     """What a duplicate repeats."""
 
     sequence: int
@@ -101,8 +121,7 @@ class _Original:
     delivery_id: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+class _Kept(Struct, frozen=True, gc=False):
     """What came before of a delivery that is read again now; `says` is what its event says, None where that is gone."""
 
     status: DeliveryStatus
@@ -144,8 +163,14 @@ async def append(connection: asyncpg.Connection, entries: Sequence[Entry]) -> li
     Raises asyncpg's errors as they are; then nothing of the batch may be committed.
     """
     keys = [_keys(entry) for entry in entries]
-    await connection.execute(_LOCK, Lock.FEED.key)
-    batch = await _look(connection, entries, keys)
+    count = sum(isinstance(entry.reading, Reading) for entry in entries)
+    if count:
+        last = await connection.fetchval(_LOCK_AND_DRAW, Lock.FEED.key, count)
+        numbers = range(last - count + 1, last + 1)
+    else:
+        await connection.execute(_LOCK, Lock.FEED.key)
+        numbers = range(0)
+    batch = await _look(connection, entries, keys, numbers)
     receipts = [_enter(batch, entry, own) for entry, own in zip(entries, keys, strict=True)]
     await _store(connection, batch, entries)
     return receipts
@@ -157,15 +182,16 @@ def _keys(entry: Entry) -> tuple[bytes, ...]:
     return idempotency_keys(entry.entity_type, entry.reading, entry.delivery.body if entry.delivery else None)
 
 
-async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]]) -> _Batch:
-    """Everything the batch has to know, in one query a table however large the batch is."""
+async def _look(
+    connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]], numbers: range
+) -> _Batch:
+    """Everything the batch has to know, in one query a table however large the batch is; `numbers` are for its events."""
     readable = [(entry.entity_type, entry.reading.entity_id) for entry in entries if isinstance(entry.reading, Reading)]
     wanted = list(dict.fromkeys(readable))
     originals = await connection.fetch(_FIND_ORIGINALS, [key for own in keys for key in own]) if any(keys) else []
     known = await connection.fetch(_FIND_ENTITIES, *_columns(wanted, 2)) if wanted else []
     ids = [entry.delivery_id for entry in entries if entry.delivery_id is not None]
     kept = await connection.fetch(_FIND_KEPT, ids) if ids else []
-    numbers = await connection.fetch(_NUMBERS, len(readable)) if readable else []
     identities = [(EntityType(row["entity_type"]), row["entity_id"]) for row in known]
     return _Batch(
         originals={row["key"]: _Original(row["sequence"], row["event_id"], row["delivery_id"]) for row in originals},
@@ -175,7 +201,7 @@ async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: 
             for identity, row in zip(identities, known, strict=True)
         },
         kept={row["id"]: _kept(row) for row in kept},
-        numbers=(row[0] for row in numbers),
+        numbers=iter(numbers),
     )
 
 
@@ -277,29 +303,34 @@ def _keep(
     if delivery is None:
         return
     body, offset = _without_data(delivery, entry.reading, status)
-    row = {
-        "id": delivery_id,
-        "entity_type": delivery.entity_type,
-        "status": status,
-        "received_at": delivery.received_at,
-        "client": delivery.client,
-        "proof": delivery.proof,
-        "headers": json.dumps(delivery.headers),
-        "body": body,
-        "data_offset": offset,
-        "size": len(delivery.body),
-        "reading": json.dumps({"proof": delivery.proof, **entry.reading.places}),
-        "reason": reason,
-        "event_sequence": original.sequence if original else None,
-        "duplicate_of": original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
-    }
+    row = (  # in the order of _DELIVERY_COLUMNS
+        delivery_id,
+        delivery.entity_type,
+        status,
+        delivery.received_at,
+        delivery.client,
+        delivery.proof,
+        msgspec.json.encode(delivery.headers).decode(),
+        body,
+        offset,
+        len(delivery.body),
+        _as_json((("proof", delivery.proof), *entry.reading.places.items())),
+        reason,
+        original.sequence if original else None,
+        original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
+    )
     if delivery_id in batch.kept:
-        batch.reread[delivery_id] = tuple(row[name] for name in _REREAD_COLUMNS)
+        batch.reread[delivery_id] = _reread_columns(row)
     else:
-        batch.deliveries.append(tuple(row[name] for name in _DELIVERY_COLUMNS))
+        batch.deliveries.append(row)
     if entry.delivery_id is not None:
         says = _said(entry.entity_type, entry.reading) if isinstance(entry.reading, Reading) else None
         batch.kept[delivery_id] = _Kept(status, original.event_id if original else None, says)
+
+
+@lru_cache  # callbacks of one sender are all read in the same way
+def _as_json(places: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps(dict(places))
 
 
 def _without_data(
@@ -342,26 +373,23 @@ async def _store(connection: asyncpg.Connection, batch: _Batch, entries: Sequenc
     if batch.deliveries:
         await connection.copy_records_to_table("deliveries", records=batch.deliveries, columns=_DELIVERY_COLUMNS)
     if batch.reread:
-        await connection.execute(_STORE_REREAD, *_columns(list(batch.reread.values()), len(_REREAD_COLUMNS)))
+        await connection.execute(_STORE_REREAD, *_columns(list(batch.reread.values()), 8))
     if batch.events:
         await connection.copy_records_to_table("events", records=batch.events, columns=_EVENT_COLUMNS)
-    if batch.new_keys:
-        await connection.copy_records_to_table(
-            "idempotency_keys", records=batch.new_keys.items(), columns=("key", "sequence")
-        )
-    if batch.changed:
-        # In one order for all writers, so that rows are found near each other.
-        rows = [(*identity, *_entity_row(batch.entities[identity])) for identity in sorted(batch.changed)]
-        await connection.execute(_STORE_ENTITIES, *_columns(rows, 11))
+    # In one order for all writers, so that rows are found near each other.
+    changed = [(*identity, *_entity_row(batch.entities[identity])) for identity in sorted(batch.changed)]
     seen: dict[EntityType, Delivery] = {}
     for delivery in filter(None, (entry.delivery for entry in entries)):
         if delivery.entity_type not in seen or seen[delivery.entity_type].received_at <= delivery.received_at:
             seen[delivery.entity_type] = delivery
-    if seen:
-        rows_seen = [(delivery.entity_type, delivery.proof, delivery.received_at) for delivery in seen.values()]
-        await connection.execute(_NOTE_PROOF, *_columns(rows_seen, 3))
-    if batch.last_sequence is not None:
-        await connection.execute(_NOTIFY, FEED_CHANNEL, str(batch.last_sequence))
+    proofs = [(delivery.entity_type, delivery.proof, delivery.received_at) for delivery in seen.values()]
+    await connection.execute(
+        _STORE_STATE,
+        *(list(batch.new_keys), list(batch.new_keys.values())),
+        *_columns(proofs, 3),
+        *_columns(changed, 11),
+        *(FEED_CHANNEL, None if batch.last_sequence is None else str(batch.last_sequence)),
+    )
 
 
 def _entity_row(entity: Entity) -> tuple[object, ...]:

@@ -10,11 +10,14 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Self, TypeVar
 
 import asyncpg
+from msgspec import Struct
+from msgspec.structs import replace
 
 from app.db.engine import UNREACHABLE, connect
 from app.domain.values import Entry, Receipt, Unreadable
@@ -46,11 +49,13 @@ class WriterLimits:
     drain: float = 10.0
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(Struct, eq=False):
+    """One caller; `deadline` is on the loop's clock."""
+
     entry: Entry
     size: int
     answer: asyncio.Future[Receipt]
+    deadline: float
 
 
 class Writer:
@@ -60,6 +65,8 @@ class Writer:
         self._dsn = dsn
         self._limits = limits or WriterLimits()
         self._queue: deque[_Waiting] = deque()
+        self._under_way: list[_Waiting] = []
+        self._alarm: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._draining = False
         self._connection: asyncpg.Connection | None = None
@@ -102,16 +109,31 @@ class Writer:
             raise DrainingError("the service is shutting down")
         if len(self._queue) >= self._limits.queue_rows:
             raise QueueFullError(f"{len(self._queue)} callbacks wait for their commit already")
-        waiting = _Waiting(entry, size, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(entry, size, loop.create_future(), loop.time() + self._limits.patience)
         self._queue.append(waiting)
         self._wake.set()
-        try:
-            async with asyncio.timeout(self._limits.patience):
-                return await waiting.answer
-        except TimeoutError as exc:
-            raise DatabaseUnavailableError(
-                f"Postgres did not commit within {self._limits.patience} s", retry_after=10
-            ) from exc
+        if self._alarm is None:
+            self._alarm = loop.call_at(waiting.deadline, self._give_up_on_late_ones)
+        return await waiting.answer
+
+    def _give_up_on_late_ones(self) -> None:
+        """Tell callers whose patience has run out to come again.
+
+        One alarm for all, set for the oldest: it rings once in a while, where a timer each would be set and cancelled
+        for every callback.
+        """
+        self._alarm = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for waiting in chain(self._under_way, self._queue):  # in the order in which they came
+            if waiting.answer.done():
+                continue
+            if waiting.deadline > now:
+                self._alarm = loop.call_at(waiting.deadline, self._give_up_on_late_ones)
+                return
+            reason = f"Postgres did not commit within {self._limits.patience} s"
+            _fail(waiting, DatabaseUnavailableError(reason, retry_after=10))
 
     async def _run(self) -> None:
         try:
@@ -122,7 +144,9 @@ class Writer:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
-                await self._write(self._take())
+                self._under_way = self._take()
+                await self._write(self._under_way)
+                self._under_way = []
         finally:
             self._refuse_all(DrainingError("the writer has stopped"))
 

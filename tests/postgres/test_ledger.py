@@ -3,13 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from app.db.engine import connect
 from app.domain.values import Delivery, DeliveryStatus, EntityType, Entry, Reading, Receipt

@@ -1,12 +1,12 @@
 """What makes two deliveries the same: certainty only, because a false duplicate is a lost callback."""
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from app.domain.duplicates import idempotency_keys
 from app.domain.values import Action, EntityType, Reading

@@ -1,9 +1,9 @@
 """The run of generated payloads (`bench/payloads.py`): a small one finds nothing, and it would find what breaks."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from app.domain.values import JsonText, Reading
 from app.jasper.reading import interpret

@@ -163,7 +163,7 @@ def test_the_reading_is_the_same_for_every_spelling_of_a_payload(
 
 
 def _without_data(reading: Reading) -> list[Any]:
-    return [getattr(reading, name) for name in Reading.__slots__ if name != "data"]
+    return [getattr(reading, name) for name in Reading.__struct_fields__ if name != "data"]
 
 
 @given(envelopes, headers_of_calls, mappings, randoms)
