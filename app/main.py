@@ -26,11 +26,10 @@ from app.feed import consumer_router as consumers
 from app.feed import router as feed
 from app.feed.stream import Streams
 from app.intake import rejections, release, unproven
-from app.intake import router as callbacks
 from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
 from app.intake.rejections import Rejections
-from app.intake.router import Intake
+from app.intake.router import CallbackDoor, Intake
 from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
@@ -104,8 +103,6 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **described)
     problems.install(app)
     app.include_router(health.router)
-    if with_callbacks:
-        app.router.routes.extend(callbacks.routes)
     if with_api:
         for room in (
             *(feed, consumers, deliveries, reprocess, webhooks),
@@ -114,6 +111,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)
+    if with_callbacks:  # last, because nothing can be put around the layers any more
+        app.middleware_stack = CallbackDoor(app.build_middleware_stack())
     return app
 
 

@@ -138,6 +138,13 @@ def problem_response(error: ReceiverError, instance: str) -> Response:
     return _respond(kind, str(error), instance, headers=_headers(error), members=_members(error))
 
 
+def unexpected_response(error: Exception, scope: Scope) -> Response:
+    """The answer for an error that nobody thought of: it is logged, and nothing of it told."""
+    instance = instance_of(scope)
+    _log.error("request failed", exc_info=error, extra={"method": scope["method"], "path": instance})
+    return _respond(_INTERNAL, _INTERNAL_DETAIL, instance)
+
+
 def instance_of(scope: Scope) -> str:
     """The path of a request as a URI reference, whatever bytes it came with."""
     return quote(scope["path"], safe="/:@!$&'()*+,;=~", errors="replace")
@@ -227,9 +234,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
-    instance = instance_of(request.scope)
-    _log.error("request failed", exc_info=error, extra={"method": request.method, "path": instance})
-    return _respond(_INTERNAL, _INTERNAL_DETAIL, instance)
+    return unexpected_response(error, request.scope)
 
 
 def _parameter(location: Sequence[str | int]) -> str:

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from app.errors import BodyTooLargeError, QueueFullError, RequestTimeoutError
 
@@ -44,26 +45,46 @@ class Room:
 
 
 async def read_body(
-    request: Request, *, limit: int, take: Callable[[int], None], patience: float = SLOWEST_BODY
+    scope: Scope, receive: Receive, *, limit: int, take: Callable[[int], None], patience: float = SLOWEST_BODY
 ) -> bytes:
     """The whole body as it came, without decoding any `Content-Encoding`; `take` is told the size of each chunk.
 
-    Raises BodyTooLargeError as soon as the length or what was read shows it, RequestTimeoutError after `patience` seconds,
-    what `take` raises, and Starlette's ClientDisconnect where the sender hung up.
+    Raises BodyTooLargeError as soon as the length or what was read shows it, RequestTimeoutError where the rest does not
+    follow its beginning within `patience` seconds, what `take` raises, and Starlette's ClientDisconnect where the sender
+    hung up. (One of whom nothing comes at all is cut off by the server, see `app.serving`: most bodies come in one piece,
+    and a timer for each costs more than to read it.)
     """
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and (len(length) > len(str(limit)) or int(length) > limit):
-        raise BodyTooLargeError(f"the body has {length[:20]} bytes, but at most {limit} are accepted (MAX_BODY_BYTES)")
-    chunks: list[bytes] = []
-    size = 0
+    _check_length(scope, limit)
+    body, is_whole = await _next_chunk(receive, limit, take)
+    if is_whole:
+        return body
+    chunks = [body]
+    left = limit - len(body)
     try:
         async with asyncio.timeout(patience):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise BodyTooLargeError(f"the body is larger than {limit} bytes (MAX_BODY_BYTES)")
-                take(len(chunk))
+            while not is_whole:
+                chunk, is_whole = await _next_chunk(receive, left, take)
+                left -= len(chunk)
                 chunks.append(chunk)
     except TimeoutError as exc:
         raise RequestTimeoutError(f"the body did not arrive within {patience:g} s") from exc
     return b"".join(chunks)
+
+
+def _check_length(scope: Scope, limit: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and (len(value) > len(str(limit)) or int(value) > limit):
+            length = value[:20].decode()
+            raise BodyTooLargeError(f"the body has {length} bytes, but at most {limit} are accepted (MAX_BODY_BYTES)")
+
+
+async def _next_chunk(receive: Receive, left: int, take: Callable[[int], None]) -> tuple[bytes, bool]:
+    """What comes next, and whether the body ends with it. `left` is how many bytes are still accepted."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    chunk: bytes = message.get("body", b"")
+    if len(chunk) > left:
+        raise BodyTooLargeError("the body is larger than what is accepted (MAX_BODY_BYTES)")
+    take(len(chunk))
+    return chunk, not message.get("more_body", False)

@@ -1,20 +1,18 @@
 """`POST /callbacks/{collection}`: the whole road of a callback, from the socket to the commit, in one function.
 
-A plain ASGI endpoint rather than a FastAPI route: this is the hot path, and it needs nothing of what FastAPI would do for
-it. It is described in the OpenAPI document all the same (`app.openapi`).
+Plain ASGI rather than a FastAPI route: this is the hot path, and it needs nothing of what FastAPI would do for it. It is
+described in the OpenAPI document all the same (`app.openapi`).
 """
 
 import logging
 from dataclasses import dataclass
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.clock import utc_now
-from app.domain.values import ENTITY_TYPE_OF, Delivery, EntityType, Entry, Headers
+from app.domain.values import ENTITY_TYPE_OF, Delivery, EntityType, Entry, Headers, Receipt
 from app.errors import (
     MethodNotAllowedError,
     NotAuthenticError,
@@ -30,7 +28,7 @@ from app.intake.unproven import UnprovenStore
 from app.jasper.proof import Location, carries_headers
 from app.jasper.reading import Mappings, interpret
 from app.ledger.writer import Writer
-from app.problems import instance_of, problem_response
+from app.problems import instance_of, problem_response, unexpected_response
 
 _log = logging.getLogger(__name__)
 
@@ -49,28 +47,27 @@ class Intake:
     room: Room
 
 
-async def receive_callback(request: Request, intake: Intake) -> Response:
-    """Take one callback. Returns the 200 that tells what came of it, after its commit.
+async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Receipt:
+    """Take one callback. Returns what came of it, after its commit.
 
     Raises a ReceiverError for everything else, and Starlette's ClientDisconnect where the sender hung up.
     """
-    entity_type = ENTITY_TYPE_OF.get(request.path_params["collection"])
+    entity_type = _ENTITY_TYPE_AT.get(scope["path"])
     if entity_type is None:
-        raise NotFoundError(f"callbacks come to /callbacks/ followed by one of {', '.join(ENTITY_TYPE_OF)}")
-    if request.method != "POST":
+        raise NotFoundError(f"callbacks come to {PREFIX} followed by one of {', '.join(ENTITY_TYPE_OF)}")
+    if scope["method"] != "POST":
         raise MethodNotAllowedError("a callback is a POST", allowed=["POST"])
-    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"])
-    client = request.client.host if request.client else ""
+    headers = tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
+    client = scope["client"][0] if scope.get("client") else ""
     received_at = utc_now()
 
     with intake.room.hold() as take:
-        body = await read_body(request, limit=intake.max_body_bytes, take=take)
+        body = await read_body(scope, receive, limit=intake.max_body_bytes, take=take)
         accepted, proof = await _authenticate(intake, entity_type, headers, body, client)
 
         delivery = blank(Delivery(entity_type, received_at, client, headers, body, proof), accepted)
         reading = interpret(entity_type, delivery.headers, delivery.body, intake.mapping)
-        receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
-    return Response(msgspec.json.encode(receipt), media_type="application/json")
+        return await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
 
 
 async def _authenticate(
@@ -102,22 +99,40 @@ async def _authenticate(
     raise NotAuthenticError(reason)
 
 
-class CallbackEndpoint:
-    """The ASGI face of `receive_callback`; its `Intake` stands in the lifespan's state."""
+class CallbackDoor:
+    """Takes what comes to `/callbacks/`, before all other layers of the application; everything else goes on to them.
+
+    These layers take as long as a callback does. The `Intake` stands in the lifespan's state.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        request = Request(scope, receive)
+        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
+            await self._app(scope, receive, send)
+            return
         try:
-            response = await receive_callback(request, scope["state"]["intake"])
+            receipt = await receive_callback(scope, receive, scope["state"]["intake"])
         except ReceiverError as exc:
-            response = problem_response(exc, instance_of(scope))
+            await problem_response(exc, instance_of(scope))(scope, receive, send)
         except ClientDisconnect:
             return
-        await response(scope, receive, send)
+        except Exception as exc:  # noqa: BLE001 - the layers that would answer it stand behind this door
+            await unexpected_response(exc, scope)(scope, receive, send)
+        else:
+            body = msgspec.json.encode(receipt)
+            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
 
 
-_endpoint = CallbackEndpoint()
+PREFIX = "/callbacks/"
 
-routes = [Route("/callbacks/{collection}", _endpoint), Route("/callbacks/{collection}/", _endpoint)]
-"""With and without a trailing slash, because a redirect would turn the POST into a GET."""
+# With and without a trailing slash, because a redirect would turn the POST into a GET.
+_ENTITY_TYPE_AT = {
+    f"{PREFIX}{collection}{slash}": entity_type
+    for collection, entity_type in ENTITY_TYPE_OF.items()
+    for slash in ("", "/")
+}
