@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, Select, case, func, select
+from sqlalchemy import Row, ScalarSelect, Select, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import entities, events
@@ -88,12 +88,12 @@ async def state_as_of(
     """The state that one entity had at a position of the feed, or after what was received up to a time.
 
     None where it had not been seen by then. Every event carries what the fold made of its entity, so the last one is
-    enough; where a time is given, it is found in the index alone.
+    enough. Times grow with the numbers, so a time stands for the position of the last event received by then.
     """
-    behind = events.c.received_at <= point if isinstance(point, datetime) else events.c.sequence <= point
+    position = point if isinstance(point, int) else _position_at(point)
     last = (
         select(events.c.sequence)
-        .where(events.c.entity_type == entity_type, events.c.entity_id == entity_id, behind)
+        .where(events.c.entity_type == entity_type, events.c.entity_id == entity_id, events.c.sequence <= position)
         .order_by(events.c.sequence.desc())
         .limit(1)
         .scalar_subquery()
@@ -119,6 +119,16 @@ async def state_as_of(
     )
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else State(row)
+
+
+def _position_at(moment: datetime) -> ScalarSelect[int]:
+    return (
+        select(events.c.sequence)
+        .where(events.c.received_at <= moment)
+        .order_by(events.c.received_at.desc(), events.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 async def with_data(connection: AsyncConnection, state: State) -> EntityRecord:

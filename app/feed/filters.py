@@ -1,14 +1,15 @@
 """Which events a reader wants: the filters that every call on the feed shares, and what they mean in SQL and in memory."""
 
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field
-from sqlalchemy import ARRAY, ColumnElement, Text, cast
+from sqlalchemy import ARRAY, ColumnElement, ScalarSelect, Text, cast, func, select
 
 from app.db.tables import events
 from app.domain.values import Action, EntityType
 from app.feed.schemas import EventRecord
-from app.paging import Flag, Moment, Parameters, SearchText
+from app.paging import LAST_POSITION, Flag, Moment, Parameters, SearchText
 
 _MOST_VALUES = 100
 
@@ -45,8 +46,8 @@ class Filters(Parameters):
 
     @property
     def narrow(self) -> bool:
-        """Whether few events may pass, the entity's id aside."""
-        return bool(self.entity_type or self.action or self.changed or self.since or self.until)
+        """Whether few of the events in a row may pass, the entity's id aside."""
+        return bool(self.entity_type or self.action or self.changed)
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """What holds for an event that is wanted, the entity's id aside: that one has its own way (`feed.queries`)."""
@@ -57,10 +58,11 @@ class Filters(Parameters):
             found.append(events.c.action.in_(self.action))
         if self.changed:
             found.append(events.c.changed.bool_op("&&")(cast(self.changed, ARRAY(Text))))
+        # Times grow with the numbers.
         if self.since is not None:
-            found.append(events.c.received_at >= self.since)
+            found.append(events.c.sequence >= _first_from(self.since))
         if self.until is not None:
-            found.append(events.c.received_at < self.until)
+            found.append(events.c.sequence < func.coalesce(_first_from(self.until), LAST_POSITION))
         if not self.include_stale:
             found.append(events.c.stale.is_(False))
         return found
@@ -76,3 +78,11 @@ class Filters(Parameters):
             and (self.until is None or event.received_at < self.until)
             and (self.include_stale or not event.stale)
         )
+
+
+def _first_from(moment: datetime) -> ScalarSelect[int]:
+    """The number of the first event received at `moment` or later; null where there is none."""
+    in_order = events.c.received_at, events.c.sequence
+    return (
+        select(events.c.sequence).where(events.c.received_at >= moment).order_by(*in_order).limit(1).scalar_subquery()
+    )

@@ -2,12 +2,15 @@
 
 Every event in the feed enters here, whether it came by callback, by reprocessing or by reconciliation. The lock is held
 until the commit has become visible, so the numbers become visible in their order: a reader that was given position N never
-finds a new event at or below it afterwards (`docs/decisions/0003-group-commit-under-a-lock.md`).
+finds a new event at or below it afterwards (`docs/decisions/0003-group-commit-under-a-lock.md`). Times grow with the
+numbers: an event was received when its callback came, but not before the event in front of it, nor after the present time
+of Postgres, so that one replica whose clock is wrong does not shift all that follows.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
 from uuid import UUID
@@ -44,12 +47,12 @@ _EVENT_COLUMNS = (
     *("entity_version", "entity_sequence", "entity_data_sequence", "entity_source_updated_at"),
 )
 
-_LOCK = "SELECT pg_advisory_xact_lock($1)"
 # The numbers are drawn where the lock is held: a subquery that calls a volatile function is computed first, as it stands.
 _LOCK_AND_DRAW = """
-    SELECT setval('event_sequence', nextval('event_sequence') + $2::int - 1)
+    SELECT setval('event_sequence', nextval('event_sequence') + $2::int - 1) AS last, clock_timestamp() AS now
     FROM (SELECT pg_advisory_xact_lock($1)) AS held
 """
+_FIND_LATEST = "SELECT max(received_at) FROM events"
 _FIND_ORIGINALS = """
     SELECT k.key, k.sequence, e.id AS event_id, e.delivery_id
     FROM idempotency_keys k LEFT JOIN events e ON e.sequence = k.sequence
@@ -110,6 +113,8 @@ _reread_columns = itemgetter(
     )
 )
 
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+
 _Identity = tuple[EntityType, str]
 
 
@@ -142,13 +147,19 @@ def _said(entity_type: EntityType, reading: Reading) -> tuple[object, ...]:
 
 @dataclass(slots=True)
 class _Batch:
-    """What is known and what is to be written. `changed` are the entities whose state moved."""
+    """What is known and what is to be written.
+
+    `numbers` are for its events, `now` is the time of Postgres, `latest` that of the newest event. `changed` are the
+    entities whose state moved.
+    """
 
     originals: dict[bytes, _Original]
     entities: dict[_Identity, Entity]
     newest: dict[_Identity, _Original]
     kept: dict[UUID, _Kept]
     numbers: Iterator[int]
+    now: datetime
+    latest: datetime
     changed: set[_Identity] = field(default_factory=set)
     deliveries: list[tuple[object, ...]] = field(default_factory=list)
     reread: dict[UUID, tuple[object, ...]] = field(default_factory=dict)
@@ -163,14 +174,8 @@ async def append(connection: asyncpg.Connection, entries: Sequence[Entry]) -> li
     Raises asyncpg's errors as they are; then nothing of the batch may be committed.
     """
     keys = [_keys(entry) for entry in entries]
-    count = sum(isinstance(entry.reading, Reading) for entry in entries)
-    if count:
-        last = await connection.fetchval(_LOCK_AND_DRAW, Lock.FEED.key, count)
-        numbers = range(last - count + 1, last + 1)
-    else:
-        await connection.execute(_LOCK, Lock.FEED.key)
-        numbers = range(0)
-    batch = await _look(connection, entries, keys, numbers)
+    [drawn] = await connection.fetch(_LOCK_AND_DRAW, Lock.FEED.key, len(entries))
+    batch = await _look(connection, entries, keys, drawn)
     receipts = [_enter(batch, entry, own) for entry, own in zip(entries, keys, strict=True)]
     await _store(connection, batch, entries)
     return receipts
@@ -183,9 +188,9 @@ def _keys(entry: Entry) -> tuple[bytes, ...]:
 
 
 async def _look(
-    connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]], numbers: range
+    connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]], drawn: asyncpg.Record
 ) -> _Batch:
-    """Everything the batch has to know, in one query a table however large the batch is; `numbers` are for its events."""
+    """Everything the batch has to know, in one query a table however large the batch is."""
     readable = [(entry.entity_type, entry.reading.entity_id) for entry in entries if isinstance(entry.reading, Reading)]
     wanted = list(dict.fromkeys(readable))
     originals = await connection.fetch(_FIND_ORIGINALS, [key for own in keys for key in own]) if any(keys) else []
@@ -201,7 +206,9 @@ async def _look(
             for identity, row in zip(identities, known, strict=True)
         },
         kept={row["id"]: _kept(row) for row in kept},
-        numbers=iter(numbers),
+        numbers=iter(range(drawn["last"] - len(entries) + 1, drawn["last"] + 1)),
+        now=drawn["now"],
+        latest=await connection.fetchval(_FIND_LATEST) or _EARLIEST,
     )
 
 
@@ -251,8 +258,8 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
         entry.reading,
         entity_type=entry.entity_type,
         sequence=next(batch.numbers),
-        received_at=entry.received_at,
-        heard_at=entry.heard_at,
+        received_at=max(batch.latest, min(entry.received_at, batch.now)),
+        heard_at=None if entry.delivery_id is None else entry.heard_at,
         source=entry.source,
     )
     if folded.entity != before:
@@ -268,7 +275,7 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
     if not folded.event.stale:
         batch.newest[identity] = created
     _remember(batch, keys, created)
-    batch.last_sequence = created.sequence
+    batch.last_sequence, batch.latest = created.sequence, folded.event.received_at
     batch.events.append(_event_row(folded.event, folded.entity, event_id, created.delivery_id))
     _keep(batch, entry, delivery_id, DeliveryStatus.ACCEPTED, original=created)
     return Receipt(DeliveryStatus.ACCEPTED, delivery_id, event_id)

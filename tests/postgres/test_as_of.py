@@ -106,7 +106,7 @@ async def test_a_point_of_a_long_history_is_found_without_going_through_it(engin
     points: list[int | datetime] = [9_999, 5_000, 1, START + timedelta(seconds=9_999), START + timedelta(seconds=1)]
     for point in points:
         pages = await pages_read(engine, partial(_state_of_1, point))
-        assert pages < 150, point
+        assert pages < 30, point
 
 
 async def _state_of_1(point: int | datetime, connection: AsyncConnection) -> object:

@@ -1,11 +1,13 @@
 """Pages of the feed against a real Postgres: every way to find events finds the same ones."""
 
 import random
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import insert, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db.engine import reading
 from app.db.tables import events
@@ -13,6 +15,7 @@ from app.feed import queries
 from app.feed.filters import Filters
 from app.ids import new_id
 from tests.builders import NOW
+from tests.postgres.plans import pages_read
 
 COUNT = 90
 
@@ -29,7 +32,7 @@ def some_events(chance: random.Random) -> list[dict[str, Any]]:
             "action_inferred": False,
             "stale": chance.random() < 0.2,
             "source": "webhook",
-            "received_at": NOW,
+            "received_at": NOW + timedelta(seconds=number // 3),
             "changed": chance.sample(["price", "stock", "name"], chance.randrange(3)),
             "changes": "[]",
             "entity_version": 1,
@@ -45,6 +48,8 @@ def passes(event: dict[str, Any], filters: Filters) -> bool:
         and (not filters.entity_id or event["entity_id"] in filters.entity_id)
         and (not filters.action or event["action"] in filters.action)
         and (not filters.changed or not set(filters.changed).isdisjoint(event["changed"]))
+        and (filters.since is None or event["received_at"] >= filters.since)
+        and (filters.until is None or event["received_at"] < filters.until)
         and (filters.include_stale or not event["stale"])
     )
 
@@ -76,13 +81,15 @@ async def test_a_reader_gets_every_wanted_event_once_and_in_order(
     rows = some_events(chance)
     async with engine.begin() as connection:
         await connection.execute(insert(events), rows)
-    for _ in range(25):
+    for _ in range(50):
         filters = Filters.model_validate(
             {
                 "entity_type": tuple(chance.sample(["product", "category", "brand"], chance.choice([0, 0, 1, 2]))),
                 "entity_id": tuple(map(str, chance.sample(range(12), chance.choice([0, 0, 1, 3])))),
                 "action": tuple(chance.sample(["create", "update", "delete"], chance.choice([0, 0, 1, 2]))),
                 "changed": tuple(chance.sample(["price", "stock", "nothing"], chance.choice([0, 0, 1, 2]))),
+                "since": chance.choice([None, None, NOW + timedelta(seconds=chance.randrange(COUNT // 2))]),
+                "until": chance.choice([None, None, NOW + timedelta(seconds=chance.randrange(COUNT // 2))]),
                 "include_stale": chance.random() < 0.5,
             }
         )
@@ -90,3 +97,32 @@ async def test_a_reader_gets_every_wanted_event_once_and_in_order(
         limit = chance.choice([4, 10, 30, 1000])
         wanted = [row["sequence"] for row in rows if row["sequence"] > after and passes(row, filters)]
         assert await follow(engine, filters, after=after, limit=limit) == wanted, filters
+
+
+async def test_a_time_is_found_as_a_position_however_long_the_feed_is(engine: AsyncEngine) -> None:
+    """20,000 events: a page that begins or ends at a time costs what one that begins at a position costs."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                """
+                INSERT INTO events (sequence, id, entity_type, entity_id, action, action_inferred, stale, source,
+                    received_at, changed, changes, data, entity_version, entity_sequence)
+                SELECT n, gen_random_uuid(), 'product', n::text, 'update', false, false, 'webhook',
+                    CAST(:start AS timestamptz) + n * interval '1 second', '{}', '[]', repeat('x', 500), 1, n
+                FROM generate_series(1, 20000) n
+                """
+            ),
+            {"start": NOW},
+        )
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("VACUUM ANALYZE events"))
+    by_position = await pages_read(engine, partial(_page, Filters(), 10_000))
+    for number in (0, 10_000, 19_990, 30_000):
+        moment = NOW + timedelta(seconds=number)
+        for filters in (Filters(since=moment), Filters(until=moment), Filters(since=moment, until=moment)):
+            assert await pages_read(engine, partial(_page, filters, 0)) < by_position + 10, filters
+
+
+async def _page(filters: Filters, after: int, connection: AsyncConnection) -> object:
+    return await queries.page(connection, filters, after=after, limit=100)

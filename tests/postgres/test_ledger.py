@@ -81,6 +81,26 @@ async def test_a_callback_becomes_a_delivery_an_event_and_a_state(
     assert (delivery["status"], delivery["event_sequence"]) == ("accepted", event["sequence"])
 
 
+async def test_times_grow_with_the_numbers_whatever_the_clocks_say(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    """Callbacks are committed in another order than they came, by replicas with clocks of their own."""
+    began = await connection.fetchval("SELECT clock_timestamp()")
+    hours = (-3, -5, 2, -4, 4, -1)
+    for number, hour in enumerate(hours):
+        body = {"event": "product.updated", "id": number}
+        await writer.commit(a_callback(body, at=began + timedelta(hours=hour)))
+    times = [row["received_at"] for row in await rows(connection, "SELECT received_at FROM events ORDER BY sequence")]
+    now = await connection.fetchval("SELECT clock_timestamp()")
+
+    assert times[:2] == [began - timedelta(hours=3)] * 2
+    assert began < times[2] < now  # not before its time has come
+    assert times == sorted(times)
+    assert times[-1] < now
+    kept = await rows(connection, "SELECT received_at FROM deliveries ORDER BY id")
+    assert [row["received_at"] for row in kept] == [began + timedelta(hours=hour) for hour in hours]
+
+
 async def test_the_body_of_a_delivery_can_be_put_together_again_byte_for_byte(
     writer: Writer, connection: asyncpg.Connection
 ) -> None:

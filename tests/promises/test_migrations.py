@@ -92,6 +92,29 @@ async def test_events_that_were_there_before_tell_the_state_they_left(empty_data
     await engine.dispose()
 
 
+async def test_times_of_events_that_were_there_before_are_put_in_order(empty_database: str) -> None:
+    engine = create_engine(empty_database)
+    async with engine.begin() as connection:
+        await connection.run_sync(_run(command.upgrade, "0004"))
+        for sequence, seconds in enumerate((10, 12, 11, 12, 9, 13), start=1):
+            await connection.execute(
+                text(
+                    "INSERT INTO events (sequence, id, entity_type, entity_id, action, action_inferred, stale, source,"
+                    " received_at, changed, changes, entity_version, entity_sequence) VALUES (:sequence,"
+                    " gen_random_uuid(), 'product', '1', 'update', false, false, 'webhook',"
+                    " to_timestamp(CAST(:seconds AS float)), '{}', '[]', 1, 1)"
+                ),
+                {"sequence": sequence, "seconds": seconds},
+            )
+    await migrate(engine)
+    async with engine.connect() as connection:
+        found = await connection.scalars(
+            text("SELECT CAST(extract(epoch FROM received_at) AS int) FROM events ORDER BY sequence")
+        )
+        assert list(found) == [10, 12, 12, 12, 12, 13]
+    await engine.dispose()
+
+
 async def test_a_schema_behind_head_is_said_with_the_remedy(empty_database: str) -> None:
     engine = create_engine(empty_database)
     with pytest.raises(SchemaError, match="jasper-receiver migrate"):
