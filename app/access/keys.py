@@ -8,18 +8,18 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db.engine import UNREACHABLE, reading
+from app.db.engine import UNREACHABLE, driver_of, reading
 from app.db.tables import api_keys
 from app.errors import ConflictError, DatabaseUnavailableError, InvalidParametersError, NotFoundError
 from app.ids import new_id
@@ -110,11 +110,8 @@ async def verify_key(engine: AsyncEngine, key: str, *, now: datetime) -> ApiKey 
     if not _KEY.fullmatch(key):
         return None
     async with reading(engine) as connection:
-        row = (
-            await connection.execute(
-                select(*_COLUMNS).where(api_keys.c.digest == _digest(key), api_keys.c.revoked_at.is_(None))
-            )
-        ).one_or_none()
+        driver = await driver_of(connection)
+        row = await driver.fetchrow(_FIND_VALID, _digest(key))
     if row is None:
         return None
     found = _key(row)
@@ -134,10 +131,14 @@ async def _note_use(engine: AsyncEngine, key: ApiKey, now: datetime) -> None:
         _log.warning("use of a key not noted", extra={"key": key.name})
 
 
+_FIND_VALID = """
+    SELECT id, name, scopes, created_at, last_used_at, revoked_at FROM api_keys
+    WHERE digest = $1 AND revoked_at IS NULL
+"""
 _COLUMNS = [api_keys.c[name] for name in ("id", "name", "scopes", "created_at", "last_used_at", "revoked_at")]
 
 
-def _key(row: Row[*tuple[Any, ...]]) -> ApiKey:
+def _key(row: Iterable[Any]) -> ApiKey:
     identifier, name, scopes, created_at, last_used_at, revoked_at = row
     return ApiKey(identifier, name, frozenset(map(Scope, scopes)), created_at, last_used_at, revoked_at)
 

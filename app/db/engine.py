@@ -5,9 +5,11 @@ Both are made by asyncpg from the same DSN, so that every option of a `postgresq
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -61,30 +63,47 @@ async def connect(
 
 
 def create_engine(dsn: str, *, pool_size: int = POOL_SIZE) -> AsyncEngine:
-    """The engine for all but the ledger: a bounded pool that tests a connection before it hands it out."""
+    """The engine for all but the ledger: a bounded pool that hands out no connection of which it heard that it is closed."""
 
     async def open_connection() -> asyncpg.Connection:
         return await connect(dsn, application_name="jasper-receiver")
 
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=open_connection,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT,
-        pool_pre_ping=True,
     )
+    event.listen(engine.sync_engine, "checkout", _check_open)
+    return engine
+
+
+def _check_open(connection: Any, _record: object, _proxy: object) -> None:
+    """Have the pool open another connection where this one was closed; the driver knows, so nothing has to be asked."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection in one read-only snapshot: Postgres itself refuses a write, and several queries see the same state.
 
-    Raises DatabaseUnavailableError where Postgres cannot be reached.
+    Its transaction is begun at the driver, so that statements on `driver_of` it see the snapshot, too. Raises
+    DatabaseUnavailableError where Postgres cannot be reached.
     """
     async with _reached(), engine.connect() as connection:
-        await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        yield connection
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        driver = await driver_of(connection)
+        async with driver.transaction(isolation="repeatable_read", readonly=True):
+            yield connection
+
+
+async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
+    """The driver's own connection, for the few statements that run so often that the layer above costs most of them."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, asyncpg.Connection)  # noqa: S101 - all of ours are made by `connect`
+    return driver
 
 
 @asynccontextmanager
@@ -103,10 +122,10 @@ async def _reached() -> AsyncIterator[None]:
         raise DatabaseUnavailableError("all connections to Postgres are in use") from exc
     except (OperationalError, InterfaceError, *UNREACHABLE) as exc:
         raise DatabaseUnavailableError("Postgres cannot be reached") from exc
-    except DBAPIError as exc:
-        if exc.connection_invalidated:
+    except (DBAPIError, asyncpg.PostgresError) as exc:
+        if isinstance(exc, DBAPIError) and exc.connection_invalidated:
             raise DatabaseUnavailableError("Postgres went away") from exc
-        sqlstate = getattr(exc.driver_exception, "sqlstate", None) or ""
+        sqlstate = getattr(getattr(exc, "driver_exception", exc), "sqlstate", None) or ""
         if sqlstate[:2] in _OF_THE_MOMENT:
             raise DatabaseUnavailableError(f"Postgres cannot answer now (SQLSTATE {sqlstate})") from exc
         raise

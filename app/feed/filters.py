@@ -49,6 +49,11 @@ class Filters(Parameters):
         """Whether few of the events in a row may pass, the entity's id aside."""
         return bool(self.entity_type or self.action or self.changed)
 
+    @property
+    def are_dense(self) -> bool:
+        """Whether all events pass, but for stale ones."""
+        return not (self.narrow or self.entity_id or self.since or self.until)
+
     def conditions(self) -> list[ColumnElement[bool]]:
         """What holds for an event that is wanted, the entity's id aside: that one has its own way (`feed.queries`)."""
         found: list[ColumnElement[bool]] = []

@@ -6,13 +6,14 @@ later event can come to stand before. Wide rows are fetched last, by number, and
 """
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
+import asyncpg
 import msgspec
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Row, Select, Text, all_, any_, cast, func, select, text, true
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Select, Text, all_, cast, func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.engine import driver_of
 from app.db.tables import events
 from app.domain.values import Action, EntityType
 from app.feed.filters import Filters
@@ -28,12 +29,16 @@ _LEAST_WALKED = 10_000
 _WALKED_PER_EVENT = 100
 """How many events are looked at in order before the indexes are asked: some milliseconds' worth."""
 
-_Sized = Row[int, int]
+_IN_ORDER = """
+    SELECT sequence, coalesce(octet_length(data), 0) + octet_length(changes) AS size
+    FROM events WHERE sequence > $1 AND (NOT stale OR $2) AND sequence <> ALL($3::bigint[]) ORDER BY sequence LIMIT $4
+"""
 
 
 async def head(connection: AsyncConnection) -> int:
     """The position behind the newest event; 0 while there is none."""
-    return await connection.scalar(select(func.coalesce(func.max(events.c.sequence), 0))) or 0
+    driver = await driver_of(connection)
+    return await driver.fetchval("SELECT max(sequence) FROM events") or 0
 
 
 async def page(
@@ -50,14 +55,10 @@ async def page(
     Those numbered `without` are left out. Its `after` is the position to go on from: the last event's where more follow,
     else the head of the snapshot, past all that the filters skipped.
     """
-    await connection.execute(_PLAN_FOR_VALUES)
     newest = await head(connection)
-    conditions = filters.conditions()
-    if without:
-        conditions.append(events.c.sequence != all_(cast(without, ARRAY(BigInteger))))
-    found = await _find(connection, filters, conditions, after=after, newest=newest, count=limit + 1)
-    count = fitting([row.size for row in found], limit, most_bytes)
-    sequences = [row.sequence for row in found[:count]]
+    found = await _find(connection, filters, after=after, newest=newest, count=limit + 1, without=without)
+    count = fitting([size for _, size in found], limit, most_bytes)
+    sequences = [sequence for sequence, _ in found[:count]]
     has_more = count < len(found)
     position = sequences[-1] if has_more else max(after, newest)
     return EventPageRecord(await _load(connection, sequences), after=position, has_more=has_more)
@@ -65,25 +66,35 @@ async def page(
 
 async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None:
     """The event with this id."""
-    row = (await connection.execute(select(*_COLUMNS).where(events.c.id == event_id))).one_or_none()
-    return None if row is None else _record(row)
+    driver = await driver_of(connection)
+    sequence = await driver.fetchval("SELECT sequence FROM events WHERE id = $1", event_id)
+    return None if sequence is None else (await _load(connection, [sequence]))[0]
 
 
 async def _find(
     connection: AsyncConnection,
     filters: Filters,
-    conditions: Sequence[ColumnElement[bool]],
     *,
     after: int,
     newest: int,
     count: int,
-) -> Sequence[_Sized]:
+    without: Sequence[int],
+) -> Sequence[tuple[int, int]]:
     """Number and size (bytes) of the first `count` wanted events behind `after`, in order.
 
     Which way is short depends on how many events pass and where they lie, which Postgres cannot know: it takes them to be
     spread evenly. So the road itself is walked for a while, which is all for who reads dense events or is near the head;
     whatever is rarer than that is then looked up in the indexes of what was asked for.
     """
+    if filters.are_dense:
+        driver = await driver_of(connection)
+        rows = await driver.fetch(_IN_ORDER, after, filters.include_stale, without, count)
+        return [(row["sequence"], row["size"]) for row in rows]
+
+    await connection.execute(_PLAN_FOR_VALUES)
+    conditions = filters.conditions()
+    if without:
+        conditions.append(events.c.sequence != all_(cast(without, ARRAY(BigInteger))))
     if filters.entity_id:
         return (await connection.execute(_of_entities(filters, conditions, after, count))).all()
     behind = select(events.c.sequence, _SIZE).where(events.c.sequence > after, *conditions)
@@ -138,35 +149,37 @@ async def _load(connection: AsyncConnection, sequences: list[int]) -> list[Event
     """The events with these numbers, in order."""
     if not sequences:
         return []
-    chosen = events.c.sequence == any_(cast(sequences, ARRAY(BigInteger)))
-    rows = await connection.execute(select(*_COLUMNS).where(chosen).order_by(events.c.sequence))
-    return [_record(row) for row in rows]
+    driver = await driver_of(connection)
+    return [_record(row) for row in await driver.fetch(_LOAD, sequences)]
 
 
-_COLUMNS = [
-    events.c[name]
-    for name in (
-        *("sequence", "id", "entity_type", "action", "entity_id", "occurred_at", "received_at", "source"),
-        *("delivery_id", "action_inferred", "stale", "data", "changed", "changes"),
-    )
-]
+_LOAD = """
+    SELECT sequence, id, entity_type, action, entity_id, occurred_at, received_at, source, delivery_id, action_inferred,
+           stale, data, changed, changes
+    FROM events WHERE sequence = ANY($1::bigint[]) ORDER BY sequence
+"""
 
 
-def _record(row: Row[*tuple[Any, ...]]) -> EventRecord:
+def _record(row: asyncpg.Record) -> EventRecord:
+    """The event in a row of `_LOAD`."""
+    data = row[11]
     return EventRecord(
-        sequence=row.sequence,
-        id=row.id,
-        type=f"{row.entity_type}.{Action(row.action).past}",
-        entity_type=row.entity_type,
-        action=row.action,
-        entity_id=row.entity_id,
-        occurred_at=row.occurred_at,
-        received_at=row.received_at,
-        source=row.source,
-        delivery_id=row.delivery_id,
-        action_inferred=row.action_inferred,
-        stale=row.stale,
-        data=msgspec.Raw(b"null" if row.data is None else row.data.encode()),
-        changed=row.changed,
-        changes=msgspec.Raw(row.changes.encode()),
+        sequence=row[0],
+        id=row[1],
+        type=f"{row[2]}.{_PAST[row[3]]}",
+        entity_type=row[2],
+        action=row[3],
+        entity_id=row[4],
+        occurred_at=row[5],
+        received_at=row[6],
+        source=row[7],
+        delivery_id=row[8],
+        action_inferred=row[9],
+        stale=row[10],
+        data=msgspec.Raw(b"null" if data is None else data.encode()),
+        changed=row[12],
+        changes=msgspec.Raw(row[13].encode()),
     )
+
+
+_PAST = {str(action): action.past for action in Action}

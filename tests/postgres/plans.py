@@ -1,12 +1,14 @@
 """What a query costs Postgres, as it runs: not how long it takes, which depends on the machine, but what it looks at."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from asyncpg.connection import LoggedQuery
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db.engine import reading
+from app.db.engine import driver_of, reading
 
 
 async def pages_read(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[object]]) -> int:
@@ -22,14 +24,19 @@ async def _plans(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitabl
     def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
         statements.append((statement, parameters))
 
+    def note_at_driver(logged: LoggedQuery) -> None:
+        statements.append((logged.query, logged.args))
+
     async with reading(engine) as connection:
+        driver = await driver_of(connection)
         event.listen(engine.sync_engine, "before_cursor_execute", note)
+        driver.add_query_logger(note_at_driver)
         try:
             await work(connection)
+            await asyncio.sleep(0)  # the driver tells it a moment later
         finally:
             event.remove(engine.sync_engine, "before_cursor_execute", note)
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None
+            driver.remove_query_logger(note_at_driver)
         plans = []
         for statement, parameters in statements:
             if statement.lstrip().upper().startswith("SELECT"):
