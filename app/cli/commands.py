@@ -8,12 +8,13 @@ started for them where it does not run.
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec
 from uuid import UUID
@@ -48,6 +49,7 @@ from app.serving import Server, listen
 from app.settings import Settings
 from app.simulator.catalog import CatalogError
 from app.status import Status, describe, look
+from app.workers import run as run_workers
 
 P = ParamSpec("P")
 
@@ -111,13 +113,19 @@ async def engine_at(dsn: str, *, migrated: bool = True) -> AsyncIterator[AsyncEn
 
 
 @main.command()
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that share the port: one a core that it may use.",
+)
 @with_settings
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, workers: int) -> None:
     """Run the receiver until it is told to stop (SIGTERM, Ctrl-C)."""
     logs.configure(settings.log_level, settings.log_format)
     with database(settings) as (dsn, keys):
         asyncio.run(_prepare(settings, dsn))
-        app = create_app(settings, dsn, keys)
         try:
             listener = listen(settings.host, settings.port)
         except OSError as exc:
@@ -125,10 +133,17 @@ def serve(settings: Settings) -> None:
         with listener:
             host, port = listener.getsockname()[:2]
             _log.info("listening", extra={"host": host, "port": port, "roles": list(settings.roles)})
-            server = Server(app)
-            server.run(sockets=[listener])
-            if not server.started:
+            work = partial(_serve, settings, dsn, keys)
+            if not (work(listener) if workers == 1 else run_workers(work, listener, workers)):
                 sys.exit(1)
+
+
+def _serve(settings: Settings, dsn: str, keys: Sequence[str], listener: socket.socket) -> bool:
+    """Serve the socket until a signal comes, in this process or in one of several; whether it ever came to serve."""
+    logs.configure(settings.log_level, settings.log_format)
+    server = Server(create_app(settings, dsn, keys))
+    server.run(sockets=[listener])
+    return server.started
 
 
 async def _prepare(settings: Settings, dsn: str) -> None:

@@ -31,6 +31,7 @@ class ReceiverProcess:
 
     data_dir: Path
     environment: dict[str, str]
+    arguments: tuple[str, ...] = ()
     port: int = 0
     process: asyncio.subprocess.Process | None = None
     http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=70))
@@ -60,7 +61,7 @@ class ReceiverProcess:
         """Start it and wait until it answers. Raises ReceiverDiedError, and TimeoutError after START_TIMEOUT."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "app.cli.commands", "serve"),
+                *(sys.executable, "-m", "app.cli.commands", "serve", *self.arguments),
                 cwd=self.data_dir,
                 env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(self.data_dir)}
                 | {"PORT": str(self.port), "PUBLIC_URL": self.url, "ADMIN_API_KEY": KEY}

@@ -42,9 +42,9 @@ class ReceiverProcess(receiver.ReceiverProcess):
 
 
 @asynccontextmanager
-async def running_receiver(data_dir: Path, **environment: str) -> AsyncIterator[ReceiverProcess]:
-    """A receiver that is stopped when the block ends, however it stands then."""
-    process = ReceiverProcess(data_dir, environment)
+async def running_receiver(data_dir: Path, *arguments: str, **environment: str) -> AsyncIterator[ReceiverProcess]:
+    """A receiver that is stopped when the block ends, however it stands then; `arguments` are those of `serve`."""
+    process = ReceiverProcess(data_dir, environment, arguments)
     try:
         await process.start()
         yield process
