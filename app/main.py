@@ -101,6 +101,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         "description": openapi.DESCRIPTION,
         "openapi_tags": openapi.TAGS,
         "redirect_slashes": False,
+        # Our own spans and numbers are enough (`app.tracing`, `app.metrics`); FastAPI's would tell queries, too.
+        "telemetry": {"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         "lifespan": lifespan,
     }
     if with_api:  # the pages come with their assets, so that a browser asks no other host
