@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -22,6 +22,8 @@ from prometheus_client.registry import Collector
 
 PREFIX = "jasper_receiver"
 """What the names of all our metrics begin with."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # of the library; one more series for each would say nothing new
 
 _own = CollectorRegistry()
 

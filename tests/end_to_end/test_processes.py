@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from tests.http.conftest import ADMIN_KEY, SECRET
 
 
 @asynccontextmanager
-async def a_process(environment: dict[str, str], log: Path) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+async def a_process(
+    environment: dict[str, str], log: Path, *, ends_with: int = 0
+) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     """`jasper-receiver serve` with a client for it, and its pid."""
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
@@ -40,8 +42,9 @@ async def a_process(environment: dict[str, str], log: Path) -> AsyncIterator[tup
                     await asyncio.sleep(0.05)
             yield http, process.pid
     finally:
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0, log.read_text()
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        assert await process.wait() == ends_with, log.read_text()
 
 
 async def answers(http: httpx.AsyncClient) -> bool:
@@ -106,3 +109,87 @@ async def test_each_process_tells_what_all_have_counted(environment: dict[str, s
             assert {labels for name, labels in found if name == "process_resident_memory_bytes"} == {
                 str(pid) for _, pid in started
             }
+
+
+@pytest.fixture
+async def replicas(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[list[tuple[httpx.AsyncClient, int]]]:
+    """Two processes that share nothing but Postgres, as two replicas do."""
+    apart = {name: value for name, value in environment.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    async with AsyncExitStack() as held:
+        yield [await held.enter_async_context(a_process(apart, tmp_path / f"log-{number}")) for number in range(2)]
+
+
+async def callback(http: httpx.AsyncClient, body: dict[str, object]) -> dict[str, object]:
+    answer = await http.post("/callbacks/products", json=body, headers={"X-Secret": SECRET})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, object] = answer.json()
+    return found
+
+
+def a_change(number: int) -> dict[str, object]:
+    data = {"id": number % 7, "qty": number, "updated_at": f"2026-11-23T10:{number // 60:02}:{number % 60:02}Z"}
+    return {"event": "product.updated", "data": data}
+
+
+async def test_what_one_replica_took_is_read_at_the_other_at_once(
+    replicas: list[tuple[httpx.AsyncClient, int]],
+) -> None:
+    (one, _), (other, _) = replicas
+    waiting = asyncio.create_task(other.get("/v1/events", params={"after": 0, "wait": 30}))
+    async with asyncio.timeout(20):
+        taken = await callback(one, a_change(1))
+        page = (await waiting).json()
+    assert [event["id"] for event in page["events"]] == [taken["event_id"]]
+    assert (await other.get("/v1/products/1")).json()["data"]["qty"] == 1
+
+
+async def test_the_same_delivery_sent_to_both_at_once_is_one_event(
+    replicas: list[tuple[httpx.AsyncClient, int]],
+) -> None:
+    clients = [http for http, _ in replicas]
+    for number in range(20):
+        answers = await asyncio.gather(*(callback(http, a_change(number)) for http in clients))
+        assert sorted(str(answer["status"]) for answer in answers) == ["accepted", "duplicate"]
+        assert len({answer["event_id"] for answer in answers}) == 1
+
+
+async def test_a_reader_that_goes_from_one_to_the_other_misses_and_repeats_nothing_while_both_write(
+    replicas: list[tuple[httpx.AsyncClient, int]],
+) -> None:
+    clients = [http for http, _ in replicas]
+    writing = [asyncio.create_task(callback(clients[number % 2], a_change(number))) for number in range(200)]
+    seen: list[str] = []
+    after = 0
+    while len(seen) < len(writing):
+        async with asyncio.timeout(30):
+            page = (await clients[len(seen) % 2].get("/v1/events", params=_page(after))).json()
+        seen += [event["id"] for event in page["events"]]
+        after = page["after"]
+    taken = [await task for task in writing]
+    assert sorted(seen) == sorted(str(answer["event_id"]) for answer in taken)
+    assert len(seen) == len(set(seen))
+
+
+def _page(after: int) -> dict[str, str | int]:
+    return {"after": after, "limit": 7, "wait": 5, "include_stale": "true"}
+
+
+async def test_keys_and_leases_count_at_every_replica_at_once(replicas: list[tuple[httpx.AsyncClient, int]]) -> None:
+    (one, _), (other, _) = replicas
+    await callback(one, a_change(1))
+    assert (await one.put("/v1/consumers/search", json={"start": "earliest"})).status_code == 201
+    leased = await one.get("/v1/consumers/search/events", params={"lease": 60})
+    assert len(leased.json()["events"]) == 1
+    refused = await other.get("/v1/consumers/search/events", params={"lease": 60})
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/leased")
+
+
+async def test_a_replica_that_is_killed_is_missed_by_nobody(environment: dict[str, str], tmp_path: Path) -> None:
+    async with a_process(environment, tmp_path / "log-0") as (stays, _):
+        async with a_process(environment, tmp_path / "log-1", ends_with=-signal.SIGKILL) as (goes, pid):
+            await callback(goes, a_change(1))
+            os.kill(pid, signal.SIGKILL)
+            await callback(stays, a_change(2))
+        assert (await callback(stays, a_change(1)))["status"] == "duplicate"  # Jasper's retry, at the other
+        page = (await stays.get("/v1/events")).json()
+        assert [event["data"]["qty"] for event in page["events"]] == [1, 2]

@@ -24,7 +24,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def an_object(kind: str, name: str) -> dict[str, Any]:
-    [found] = [one for one in OBJECTS if one["kind"] == kind and one["metadata"]["name"] == name]
+    [one] = [one for one in OBJECTS if one["kind"] == kind and one["metadata"]["name"] == name]
+    found: dict[str, Any] = one
     return found
 
 
