@@ -36,7 +36,11 @@ def configure(level: str, log_format: str) -> None:
     ]
     last: list[structlog.types.Processor] = (
         # A plain traceback: a prettier one would print local variables, and with them secrets.
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if log_format == "console"
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

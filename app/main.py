@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app import health, openapi, problems, scrape, tracing
+from app import health, metrics, openapi, problems, scrape, tracing
 from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
@@ -74,6 +74,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 room=Room(max(ROOM, 2 * settings.max_body_bytes)),
             )
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
+            held.callback(metrics.forget_process)
             vitals = scrape.Vitals(engine, writer, intake.room)
             await held.enter_async_context(_running(vitals.keep_fresh(), name="vitals"))
             if with_callbacks:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -116,6 +116,12 @@ def registry() -> CollectorRegistry:
         MultiProcessCollector(found, path=directory)  # type: ignore[no-untyped-call]  # of the library
         found.register(_Processes(Path(directory)))
     return found
+
+
+def forget_process() -> None:
+    """Take this process out of the gauges that those which share its directory tell; what it counted stays."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  # of the library
 
 
 class _Processes(Collector):

@@ -111,6 +111,21 @@ async def test_each_process_tells_what_all_have_counted(environment: dict[str, s
             }
 
 
+async def test_of_a_process_that_has_ended_only_what_it_counted_is_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with a_process(environment, tmp_path / "log-0") as (stays, pid):
+        async with a_process(environment, tmp_path / "log-1") as (goes, _):
+            await goes.post(
+                "/callbacks/products", json={"event": "product.updated", "id": 1}, headers={"X-Secret": SECRET}
+            )
+            assert (await numbers(stays))["processes", ""] == 2
+        found = await numbers(stays)
+    assert found["callbacks_total", "products,accepted"] == 1
+    assert found["processes", ""] == 1
+    assert {labels for name, labels in found if name == "process_resident_memory_bytes"} == {str(pid)}
+
+
 @pytest.fixture
 async def replicas(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[list[tuple[httpx.AsyncClient, int]]]:
     """Two processes that share nothing but Postgres, as two replicas do."""

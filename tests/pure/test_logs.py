@@ -94,4 +94,4 @@ def test_a_line_for_people_begins_with_the_time_and_what_happened(capsys: pytest
     line = written(capsys, "console")
     assert re.match(r"\d\d:\d\d:\d\d \[warning *\] callback rejected ", line)
     assert line.count("\n") == 1
-    assert "reason='no secret'" in line
+    assert line.rstrip().endswith("reason='no secret' bytes=12 request_id=order-7")  # in the order they were given
