@@ -96,10 +96,10 @@ def traced(
     return decorate
 
 
-def annotate(**attributes: str | int) -> None:
+def annotate(**attributes: object) -> None:
     """Say more about the span that is open now, if there is one; dots in names are written as double underscores."""
     if _tracer is not None:
-        named = {name.replace("__", "."): value for name, value in attributes.items()}
+        named = {name.replace("__", "."): str(value) for name, value in attributes.items()}
         trace.get_current_span().set_attributes(named)
 
 

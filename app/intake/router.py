@@ -118,7 +118,7 @@ async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Re
 
 def _tell(entity_type: EntityType, reading: Reading | Unreadable, receipt: Receipt) -> None:
     """A line for the log, where it is wanted: thousands a second may come, and what came of them is counted."""
-    annotate(jasper_receiver__status=receipt.status, jasper_receiver__delivery_id=str(receipt.delivery_id))
+    annotate(jasper_receiver__status=receipt.status, jasper_receiver__delivery_id=receipt.delivery_id)
     if receipt.status is DeliveryStatus.QUARANTINED:
         reason = reading.reason if isinstance(reading, Unreadable) else "the event could not be written"
         level, extra = logging.WARNING, {"reason": reason}
