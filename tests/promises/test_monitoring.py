@@ -85,8 +85,8 @@ def test_no_metric_is_described_that_does_not_exist() -> None:
 
 def test_every_outcome_of_a_callback_is_described() -> None:
     outcomes = {str(status) for _, status in _RECEIVED} | {name for _, name in _REFUSED}
-    [line] = [line for line in REFERENCE.splitlines() if line.startswith("`outcome` is")]
-    assert set(re.findall(r"`([a-z-]+)`", line)) - {"outcome"} == outcomes
+    [paragraph] = [text for text in REFERENCE.split("\n\n") if text.startswith("`outcome` is")]
+    assert set(re.findall(r"`([a-z-]+)`", paragraph)) - {"outcome"} == outcomes
 
 
 def test_labels_are_few_and_their_values_are_ours() -> None:
