@@ -31,6 +31,9 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+_PATIENCE = 3.0
+"""Seconds that sending spans may take, tries included: the process has to end in time also where nobody takes them."""
+
 _ADDRESSES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _tracer: "trace.Tracer | None" = None
@@ -128,7 +131,8 @@ async def exporting() -> AsyncIterator[None]:
         return
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "jasper-receiver"}
     provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    patience = None if os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else _PATIENCE
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=patience)))
     try:
         with tracing_to(provider):
             yield

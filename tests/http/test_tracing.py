@@ -169,7 +169,7 @@ async def test_spans_are_sent_where_the_standard_variables_say(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     exporter = InMemorySpanExporter()
-    monkeypatch.setattr(tracing, "OTLPSpanExporter", lambda: exporter)
+    monkeypatch.setattr(tracing, "OTLPSpanExporter", lambda **_: exporter)
     async with tracing.exporting():
         await receiver.callback()
     [callback] = named(exporter, "callback")
