@@ -215,7 +215,7 @@ async def test_a_postgres_that_does_not_answer_is_not_waited_for(engine: AsyncEn
 
 
 async def test_however_often_somebody_asks_the_database_is_read_every_few_seconds(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
     look = scrape._look
@@ -226,8 +226,13 @@ async def test_however_often_somebody_asks_the_database_is_read_every_few_second
         return await look(connection)
 
     monkeypatch.setattr(scrape, "_look", counted)
-    await asyncio.gather(*(numbers(receiver.http) for _ in range(20)))
+    view = LedgerView(engine, kept=60.0)
+    for _ in range(3):  # at the same time, and one after the other
+        await asyncio.gather(*(view.now() for _ in range(10)))
     assert looks == 1
+    view._read_at -= 61.0
+    await view.now()
+    assert looks == 2
 
 
 async def test_what_the_database_is_asked_costs_little_however_much_it_holds(engine: AsyncEngine) -> None:
