@@ -15,6 +15,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
+import asyncpg
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -93,7 +94,7 @@ class LedgerView:
             async with asyncio.timeout(self._patience), reading(self._engine) as connection:
                 await connection.execute(text(f"SET LOCAL statement_timeout = {int(1000 * self._patience)}"))
                 self._ledger = await _look(connection)
-        except (TimeoutError, DatabaseUnavailableError, DBAPIError) as exc:
+        except (TimeoutError, DatabaseUnavailableError, DBAPIError, asyncpg.PostgresError) as exc:
             self._ledger = None
             if was_known:
                 _log.warning("metrics without what the database says", extra={"reason": type(exc).__name__})
