@@ -46,6 +46,9 @@ KEPT = 5.0
 PATIENCE = 2.0
 """Seconds that an answer waits for the database; Prometheus itself waits 10 by default."""
 
+_TO_GIVE_UP = 1.0
+"""Seconds beyond that in which a reading that was given up may end."""
+
 MOST_CONSUMERS = 100
 """How many consumers have series of their own: those that are the farthest behind."""
 
@@ -81,11 +84,15 @@ class LedgerView:
         self._reading: asyncio.Task[None] | None = None
 
     async def now(self) -> Ledger | None:
-        """None where the database cannot be read. Whoever asks meanwhile shares the reading."""
+        """None where the database cannot be read in time. Whoever asks meanwhile shares the reading."""
         if time.monotonic() - self._read_at > self._kept:
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read(), name="metrics of the ledger")
-            await asyncio.shield(self._reading)
+            # A server that hangs also holds up the orderly end of a reading that was given up.
+            done, _ = await asyncio.wait({self._reading}, timeout=self._patience + _TO_GIVE_UP)
+            if not done:
+                return None
+            self._reading.result()
         return self._ledger
 
     async def _read(self) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import timeit
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -212,6 +213,31 @@ async def test_a_postgres_that_does_not_answer_is_not_waited_for(engine: AsyncEn
         async with asyncio.timeout(5):
             assert await view.now() is None
     assert await view.now() is not None
+
+
+async def test_a_postgres_that_hangs_so_that_not_even_giving_up_ends_is_not_waited_for(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thawed = asyncio.Event()
+
+    @asynccontextmanager
+    async def frozen(_: AsyncEngine) -> AsyncIterator[None]:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await thawed.wait()
+        yield
+
+    monkeypatch.setattr(scrape, "reading", frozen)
+    view = LedgerView(engine, kept=0.0, patience=0.05)
+    async with asyncio.timeout(20):
+        assert await view.now() is None
+        assert await view.now() is None
+    thawed.set()
+    assert view._reading is not None
+    await view._reading
+    monkeypatch.setattr(scrape, "reading", reading)
+    assert await LedgerView(engine).now() is not None
 
 
 async def test_however_often_somebody_asks_the_database_is_read_every_few_seconds(
