@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app import health, openapi, problems
+from app import health, metrics, openapi, problems, scrape, tracing
 from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
@@ -34,6 +34,7 @@ from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
 from app.ledger.writer import Writer
+from app.middleware import Requests
 from app.registration import router as webhooks
 from app.registration.register import Registrar
 from app.sealing import Sealer
@@ -52,6 +53,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         async with AsyncExitStack() as held:
             engine = create_engine(dsn)
             held.push_async_callback(engine.dispose)
+            await held.enter_async_context(tracing.exporting())
             sealer = Sealer(encryption_keys)
             jasper = await held.enter_async_context(open_http(settings))
             registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper)
@@ -72,6 +74,9 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 room=Room(max(ROOM, 2 * settings.max_body_bytes)),
             )
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
+            held.callback(metrics.forget_process)
+            vitals = scrape.Vitals(engine, writer, intake.room)
+            await held.enter_async_context(_running(vitals.keep_fresh(), name="vitals"))
             if with_callbacks:
                 types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
                 await held.enter_async_context(_running(keep_registered(registrar, types), name="registration"))
@@ -85,6 +90,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 "keyring": keyring,
                 "registrar": registrar,
                 "rejections": refused,
+                "vitals": vitals,
+                "ledger_view": scrape.LedgerView(engine),
                 "intake": intake,
                 "reprocessor": Reprocessor(engine, writer, settings.payload_mapping),
             }
@@ -95,6 +102,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         "description": openapi.DESCRIPTION,
         "openapi_tags": openapi.TAGS,
         "redirect_slashes": False,
+        # Our own spans and numbers are enough (`app.tracing`, `app.metrics`); FastAPI's would tell queries, too.
+        "telemetry": {"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         "lifespan": lifespan,
     }
     if with_api:  # the pages come with their assets, so that a browser asks no other host
@@ -103,6 +112,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **described)
     problems.install(app)
     app.include_router(health.router)
+    app.include_router(scrape.router)
     if with_api:
         for room in (
             *(feed, consumers, deliveries, reprocess, webhooks),
@@ -111,8 +121,9 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)
-    if with_callbacks:  # last, because nothing can be put around the layers any more
-        app.middleware_stack = CallbackDoor(app.build_middleware_stack())
+    # Last, because nothing can be put around the layers any more; so also what they answer by themselves has its id.
+    stack = Requests(app.build_middleware_stack())
+    app.middleware_stack = CallbackDoor(stack) if with_callbacks else stack
     return app
 
 

@@ -129,9 +129,14 @@ class Problem(BaseModel):
     errors: Annotated[list[InvalidParameter], Field(default_factory=list, description="Only with status 400")]
 
 
+def kind_of(error: ReceiverError) -> Kind:
+    """What kind of problem an error is."""
+    return next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+
+
 def problem_response(error: ReceiverError, instance: str) -> Response:
     """The answer for one error. `instance` is the path asked for, see `instance_of`."""
-    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+    kind = kind_of(error)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", exc_info=error, extra={"path": instance})
         return _respond(kind, _INTERNAL_DETAIL, instance)

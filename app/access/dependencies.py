@@ -17,6 +17,9 @@ from pydantic import SecretStr
 from app.access.keys import Scope, verify_key
 from app.clock import utc_now
 from app.errors import KeyMissingError, ScopeMissingError
+from app.metrics import KEY_FAILURES
+
+_MISSING, _UNKNOWN, _WITHOUT_SCOPE = map(KEY_FAILURES.labels, ("missing", "unknown", "scope"))
 
 _bearer = HTTPBearer(
     scheme_name="ApiKey",
@@ -38,6 +41,7 @@ async def authenticate(
 ) -> Caller:
     """Who calls. Raises KeyMissingError without a key that is valid now."""
     if credentials is None:
+        _MISSING.inc()
         raise KeyMissingError("send an API key: Authorization: Bearer KEY")
     given = credentials.credentials
     admin_key: SecretStr | None = request.state.admin_key
@@ -45,6 +49,7 @@ async def authenticate(
         return Caller("ADMIN_API_KEY", frozenset(Scope))
     key = await verify_key(request.state.engine, given, now=utc_now())
     if key is None:
+        _UNKNOWN.inc()
         raise KeyMissingError("this API key is not known, or was revoked")
     return Caller(key.name, key.scopes)
 
@@ -66,6 +71,7 @@ def _same(one: str, other: str) -> bool:
 def _holder_of(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     async def require(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if scope not in caller.scopes:
+            _WITHOUT_SCOPE.inc()
             raise ScopeMissingError(f"this call needs a key with the scope {scope}")
         return caller
 

@@ -59,6 +59,7 @@ deliveries = Table(
     Column("reason", Text, comment="why it was quarantined or what it repeats"),
     Column("event_sequence", BigInteger, comment="its event; of a duplicate: the original's"),
     Column("duplicate_of", Uuid, comment="the delivery that was committed first"),
+    Column("traceparent", Text, comment="the trace that it belongs to, W3C Trace Context"),
     CheckConstraint("status IN ('accepted', 'duplicate', 'quarantined')", name="status"),
     Index("deliveries_status_id_idx", "status", "id", postgresql_where=text("status <> 'accepted'")),
 )

@@ -43,7 +43,7 @@ async def page(
 
 async def one(connection: AsyncConnection, delivery_id: UUID) -> DeliveryRecord | None:
     """The delivery with this id, whole."""
-    parts = [deliveries.c[name] for name in ("headers", "reading", "body", "data_offset")]
+    parts = [deliveries.c[name] for name in ("traceparent", "headers", "reading", "body", "data_offset")]
     query = select(*_SUMMARY, *parts, events.c.data).select_from(_WITH_EVENT).where(deliveries.c.id == delivery_id)
     row = (await connection.execute(query)).mappings().one_or_none()
     if row is None:
@@ -51,6 +51,7 @@ async def one(connection: AsyncConnection, delivery_id: UUID) -> DeliveryRecord 
     body, encoding = _as_text(_whole(row))
     return DeliveryRecord(
         **{column.name: row[column.name] for column in _SUMMARY},
+        traceparent=row["traceparent"],
         reading=msgspec.Raw(row["reading"].encode()),
         headers=msgspec.Raw(row["headers"].encode()),
         body=body,

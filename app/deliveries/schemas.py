@@ -31,6 +31,7 @@ class DeliverySummaryRecord(msgspec.Struct, frozen=True):
 class DeliveryRecord(DeliverySummaryRecord, frozen=True):
     """One delivery as it is written."""
 
+    traceparent: str | None
     reading: msgspec.Raw
     headers: msgspec.Raw
     body: str | None
@@ -72,6 +73,13 @@ class DeliverySummary(BaseModel):
 class Delivery(DeliverySummary):
     """One authentic callback as it came, secrets blanked."""
 
+    traceparent: Annotated[
+        str | None,
+        Field(
+            description="The trace that it belongs to (W3C Trace Context), where its sender named one or traces are made",
+            examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+        ),
+    ]
     reading: Annotated[
         dict[str, str],
         Field(

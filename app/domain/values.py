@@ -73,7 +73,8 @@ class DeliveryStatus(StrEnum):
 class Delivery(Struct, frozen=True, gc=False):
     """One authentic callback as it is kept: secrets already blanked in `headers` and `body`.
 
-    `client` is the address of the peer, `proof` the place at which the secret was proven, e.g. `header:x-secret`.
+    `client` is the address of the peer, `proof` the place at which the secret was proven, e.g. `header:x-secret`, and
+    `traceparent` names the trace that the callback belongs to, if any (W3C Trace Context).
     """
 
     entity_type: EntityType
@@ -82,6 +83,7 @@ class Delivery(Struct, frozen=True, gc=False):
     headers: Headers
     body: bytes
     proof: str
+    traceparent: str | None = None
 
 
 class Reading(Struct, frozen=True, gc=False):

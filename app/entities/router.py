@@ -140,7 +140,7 @@ async def list_entity_events(
         await _known(connection, collection, entity_id)
         wanted = Filters(entity_type=(collection.entity_type,), entity_id=(entity_id,), include_stale=True)
         page = await feed.page(connection, wanted, after=query.after or 0, limit=query.limit)
-    return page_response(request, page, media_type)
+    return await page_response(request, page, media_type)
 
 
 router.add_api_route(

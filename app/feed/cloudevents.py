@@ -1,11 +1,12 @@
 """The same events in another envelope: CloudEvents 1.0, for whoever asks for it by `Accept`.
 
 The envelope repeats what routers and brokers look at; its `data` is the event exactly as it is elsewhere. Standards: the
-CloudEvents specification 1.0.2 with its JSON format and its `sequence` extension; RFC 9110, section 12, for `Accept`.
+CloudEvents specification 1.0.2 with its JSON format and its extensions `sequence` and distributed tracing; RFC 9110, section
+12, for `Accept`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -13,7 +14,10 @@ from uuid import UUID
 import msgspec
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import ARRAY, Uuid, any_, cast, select
 
+from app.db.engine import reading
+from app.db.tables import deliveries
 from app.domain.values import EntityType
 from app.errors import NotAcceptableError
 from app.feed.schemas import Event, EventPageRecord, EventRecord
@@ -42,6 +46,7 @@ class CloudEventRecord(msgspec.Struct, frozen=True):
     sequence: str
     datacontenttype: str
     data: EventRecord
+    traceparent: str | msgspec.UnsetType
 
 
 class CloudEvent(BaseModel):
@@ -70,10 +75,18 @@ class CloudEvent(BaseModel):
     ]
     datacontenttype: Annotated[Literal["application/json"], Field(examples=["application/json"])]
     data: Annotated[Event, Field(description="The event as it is without this envelope")]
+    traceparent: Annotated[
+        str,
+        Field(
+            default_factory=str,  # a default that the document does not show
+            description="The trace that its callback belongs to; missing where there is none, or the delivery is gone",
+            examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+        ),
+    ]
 
 
-def enveloped(event: EventRecord) -> CloudEventRecord:
-    """The event in its envelope."""
+def enveloped(event: EventRecord, traceparent: str | None = None) -> CloudEventRecord:
+    """The event in its envelope, with the trace that it belongs to."""
     return CloudEventRecord(
         specversion="1.0",
         id=event.id,
@@ -84,21 +97,34 @@ def enveloped(event: EventRecord) -> CloudEventRecord:
         sequence=f"{event.sequence:0{_DIGITS}}",
         datacontenttype=JSON,
         data=event,
+        traceparent=msgspec.UNSET if traceparent is None else traceparent,
     )
 
 
-def page_response(request: Request, page: EventPageRecord, media_type: str) -> Response:
+async def _enveloped(request: Request, found: Sequence[EventRecord]) -> list[CloudEventRecord]:
+    """The events in their envelopes. Their traces stand with their deliveries, which are only looked at here."""
+    ids = [event.delivery_id for event in found if event.delivery_id]
+    chosen = deliveries.c.id == any_(cast(ids, ARRAY(Uuid)))
+    query = select(deliveries.c.id, deliveries.c.traceparent).where(chosen, deliveries.c.traceparent.is_not(None))
+    traces: dict[UUID | None, str] = {}
+    if ids:
+        async with reading(request.state.engine) as connection:
+            traces = {row.id: row.traceparent for row in await connection.execute(query)}
+    return [enveloped(event, traces.get(event.delivery_id)) for event in found]
+
+
+async def page_response(request: Request, page: EventPageRecord, media_type: str) -> Response:
     """The answer with a page of events; a batch, being a mere array, has its position in `Feed-Position`."""
     headers = _VARY | (next_link(request, page.after) if page.has_more else {})
     if media_type != BATCH:
         return Response(msgspec.json.encode(page), media_type=media_type, headers=headers)
-    batch = msgspec.json.encode([enveloped(event) for event in page.events])
+    batch = msgspec.json.encode(await _enveloped(request, page.events))
     return Response(batch, media_type=media_type, headers=headers | {"Feed-Position": str(page.after)})
 
 
-def event_response(event: EventRecord, media_type: str) -> Response:
+async def event_response(request: Request, event: EventRecord, media_type: str) -> Response:
     """The answer with one event."""
-    body = msgspec.json.encode(event if media_type != SINGLE else enveloped(event))
+    body = msgspec.json.encode(event if media_type != SINGLE else (await _enveloped(request, [event]))[0])
     return Response(body, media_type=media_type, headers=_VARY)
 
 

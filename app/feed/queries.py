@@ -19,6 +19,7 @@ from app.domain.values import Action, EntityType
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, EventRecord
 from app.paging import MOST_BYTES, fitting
+from app.tracing import traced
 
 _SIZE = (func.coalesce(func.octet_length(events.c.data), 0) + func.octet_length(events.c.changes)).label("size")
 # How many rows a page has to look at depends on its position and filters so much that a plan for all of them is wrong
@@ -41,6 +42,10 @@ async def head(connection: AsyncConnection) -> int:
     return await driver.fetchval("SELECT max(sequence) FROM events") or 0
 
 
+@traced(
+    "feed page",
+    attributes=lambda *_, after, limit, **__: {"jasper_receiver.after": after, "jasper_receiver.limit": limit},
+)
 async def page(
     connection: AsyncConnection,
     filters: Filters,

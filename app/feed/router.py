@@ -82,7 +82,7 @@ async def list_events(
     the answer comes as soon as there is an event, or empty when the time has run out.
     """
     page = await page_when_there(request, query, after=query.after or 0, limit=query.limit, wait=query.wait)
-    return page_response(request, page, media_type)
+    return await page_response(request, page, media_type)
 
 
 class StreamParameters(Filters):
@@ -163,4 +163,4 @@ async def get_event(
         event = await queries.one(connection, event_id)
     if event is None:
         raise NotFoundError("there is no event with this id")
-    return event_response(event, media_type)
+    return await event_response(request, event, media_type)

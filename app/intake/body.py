@@ -21,7 +21,13 @@ class Room:
     """Bounds the bytes of all bodies that are being read or wait for their commit."""
 
     def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._left = limit
+
+    @property
+    def held(self) -> int:
+        """Bytes that are in the process now."""
+        return self._limit - self._left
 
     @contextmanager
     def hold(self) -> Iterator[Callable[[int], None]]:

@@ -28,6 +28,7 @@ from app.intake.unproven import KeptApart
 from app.jasper.reading import interpret
 from app.paging import NoParameters
 from app.problems import documented
+from app.tracing import traceparent_of
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,9 @@ def _proven(intake: Intake, kept: KeptApart) -> Entry | None:
     _, proof = check(accepted, headers, body, intake.location)
     if proof is None:
         return None
-    delivery = blank(Delivery(kept.entity_type, kept.received_at, kept.client, headers, body, proof), accepted)
+    traceparent = traceparent_of(headers)
+    delivery = Delivery(kept.entity_type, kept.received_at, kept.client, headers, body, proof, traceparent)
+    delivery = blank(delivery, accepted)
     reading = interpret(kept.entity_type, delivery.headers, delivery.body, intake.mapping)
     return Entry(kept.entity_type, reading, now, delivery, delivery_id=kept.id)
 

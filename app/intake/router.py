@@ -6,18 +6,34 @@ described in the OpenAPI document all the same (`app.openapi`).
 
 import logging
 from dataclasses import dataclass
+from time import perf_counter
 
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.clock import utc_now
-from app.domain.values import ENTITY_TYPE_OF, Delivery, EntityType, Entry, Headers, Receipt
+from app.domain.values import (
+    ENTITY_TYPE_OF,
+    Delivery,
+    DeliveryStatus,
+    EntityType,
+    Entry,
+    Headers,
+    Reading,
+    Receipt,
+    Unreadable,
+)
 from app.errors import (
+    BodyTooLargeError,
+    DatabaseUnavailableError,
+    DrainingError,
     MethodNotAllowedError,
     NotAuthenticError,
     NotFoundError,
+    QueueFullError,
     ReceiverError,
+    RequestTimeoutError,
     SecretUnknownError,
 )
 from app.intake.body import Room, read_body
@@ -28,9 +44,28 @@ from app.intake.unproven import UnprovenStore
 from app.jasper.proof import Location, carries_headers
 from app.jasper.reading import Mappings, interpret
 from app.ledger.writer import Writer
-from app.problems import instance_of, problem_response, unexpected_response
+from app.metrics import CALLBACK_SECONDS, CALLBACKS, REJECTIONS
+from app.middleware import HEADER, correlate
+from app.problems import KINDS, instance_of, kind_of, problem_response, unexpected_response
+from app.tracing import annotate, handed_on, traced, traceparent_of
 
 _log = logging.getLogger(__name__)
+
+_RECEIVED = {
+    (entity_type, status): CALLBACKS.labels(entity_type.collection, status)
+    for entity_type in EntityType
+    for status in DeliveryStatus
+}
+_UNKNOWN_COLLECTION = "unknown"
+_REFUSED = {
+    (collection, KINDS[error].name): CALLBACKS.labels(collection, KINDS[error].name)
+    for collection in (*ENTITY_TYPE_OF, _UNKNOWN_COLLECTION)
+    for error in (
+        *(BodyTooLargeError, DatabaseUnavailableError, DrainingError, MethodNotAllowedError, NotAuthenticError),
+        *(NotFoundError, QueueFullError, ReceiverError, RequestTimeoutError, SecretUnknownError),
+    )
+}
+_WITHOUT_HEADER, _WITHOUT_SECRET = REJECTIONS.labels("header"), REJECTIONS.labels("secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +82,11 @@ class Intake:
     room: Room
 
 
+def _caller(scope: Scope, *_: object) -> str | None:
+    return traceparent_of((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+
+
+@traced("callback", kind="SERVER", parent=_caller)
 async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Receipt:
     """Take one callback. Returns what came of it, after its commit.
 
@@ -60,14 +100,34 @@ async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Re
     headers = tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
     client = scope["client"][0] if scope.get("client") else ""
     received_at = utc_now()
+    started = perf_counter()
 
     with intake.room.hold() as take:
         body = await read_body(scope, receive, limit=intake.max_body_bytes, take=take)
         accepted, proof = await _authenticate(intake, entity_type, headers, body, client)
 
-        delivery = blank(Delivery(entity_type, received_at, client, headers, body, proof), accepted)
+        traceparent = handed_on(headers)
+        delivery = blank(Delivery(entity_type, received_at, client, headers, body, proof, traceparent), accepted)
         reading = interpret(entity_type, delivery.headers, delivery.body, intake.mapping)
-        return await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
+        receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
+    _RECEIVED[entity_type, receipt.status].inc()
+    CALLBACK_SECONDS.observe(perf_counter() - started)
+    _tell(entity_type, reading, receipt)
+    return receipt
+
+
+def _tell(entity_type: EntityType, reading: Reading | Unreadable, receipt: Receipt) -> None:
+    """A line for the log, where it is wanted: thousands a second may come, and what came of them is counted."""
+    annotate(jasper_receiver__status=receipt.status, jasper_receiver__delivery_id=receipt.delivery_id)
+    if receipt.status is DeliveryStatus.QUARANTINED:
+        reason = reading.reason if isinstance(reading, Unreadable) else "the event could not be written"
+        level, extra = logging.WARNING, {"reason": reason}
+    elif _log.isEnabledFor(logging.DEBUG):
+        level, extra = logging.DEBUG, {}
+    else:
+        return
+    known = {"entity_type": str(entity_type), "delivery_id": str(receipt.delivery_id)}
+    _log.log(level, "callback %s", receipt.status, extra=known | extra)
 
 
 async def _authenticate(
@@ -91,6 +151,7 @@ async def _authenticate(
         raise SecretUnknownError("the webhook is being registered; the secret may be about to change", retry_after=10)
 
     reason = "the signing secret is nowhere in the callback" if has_headers else "a required header is missing or wrong"
+    (_WITHOUT_SECRET if has_headers else _WITHOUT_HEADER).inc()
     path = f"/callbacks/{entity_type.collection}"
     intake.rejections.add(time=utc_now(), path=path, client=client, reason=reason, headers=headers)
     _log.warning("callback rejected", extra={"path": path, "client": client, "reason": reason, "bytes": len(body)})
@@ -113,19 +174,35 @@ class CallbackDoor:
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             await self._app(scope, receive, send)
             return
+        request_id = correlate(scope)
         try:
             receipt = await receive_callback(scope, receive, scope["state"]["intake"])
         except ReceiverError as exc:
-            await problem_response(exc, instance_of(scope))(scope, receive, send)
+            _count_refusal(scope, exc)
+            response = problem_response(exc, instance_of(scope))
         except ClientDisconnect:
             return
         except Exception as exc:  # noqa: BLE001 - the layers that would answer it stand behind this door
-            await unexpected_response(exc, scope)(scope, receive, send)
+            _count_refusal(scope, ReceiverError())
+            response = unexpected_response(exc, scope)
         else:
             body = msgspec.json.encode(receipt)
-            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+            headers = [
+                (b"content-length", b"%d" % len(body)),
+                (b"content-type", b"application/json"),
+                (HEADER, request_id),
+            ]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
+            return
+        response.raw_headers.append((HEADER, request_id))
+        await response(scope, receive, send)
+
+
+def _count_refusal(scope: Scope, error: ReceiverError) -> None:
+    entity_type = _ENTITY_TYPE_AT.get(scope["path"])
+    collection = entity_type.collection if entity_type else _UNKNOWN_COLLECTION
+    _REFUSED[collection, kind_of(error).name].inc()
 
 
 PREFIX = "/callbacks/"

@@ -39,7 +39,7 @@ from app.ids import new_id
 
 _DELIVERY_COLUMNS = (
     *("id", "entity_type", "status", "received_at", "client", "proof", "headers", "body", "data_offset", "size"),
-    *("reading", "reason", "event_sequence", "duplicate_of"),
+    *("reading", "reason", "event_sequence", "duplicate_of", "traceparent"),
 )
 _EVENT_COLUMNS = (
     *("sequence", "id", "entity_type", "entity_id", "action", "action_inferred", "stale", "source", "occurred_at"),
@@ -325,6 +325,7 @@ def _keep(
         reason,
         original.sequence if original else None,
         original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
+        delivery.traceparent,
     )
     if delivery_id in batch.kept:
         batch.reread[delivery_id] = _reread_columns(row)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from time import perf_counter
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -23,6 +24,8 @@ from app.db.engine import UNREACHABLE, connect
 from app.domain.values import Entry, Receipt, Unreadable
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError, UnavailableError
 from app.ledger.append import append
+from app.metrics import BATCH_ENTRIES, COMMIT_FAILURES, COMMIT_SECONDS
+from app.tracing import traced
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -165,15 +168,19 @@ class Writer:
 
     async def _write(self, batch: list[_Waiting]) -> None:
         """Commit a batch and answer its callers, whatever happens."""
+        started = perf_counter()
         try:
             receipts = await self._commit([waiting.entry for waiting in batch])
         except UnavailableError as exc:
+            COMMIT_FAILURES.inc()
             _log.warning("batch not committed", extra={"rows": len(batch), "reason": str(exc)})
             for waiting in batch:
                 _fail(waiting, exc)
         except Exception as exc:  # noqa: BLE001 - one row's fault, of whatever kind, must not fail its neighbours
             await self._write_alone(batch, exc)
         else:
+            COMMIT_SECONDS.observe(perf_counter() - started)
+            BATCH_ENTRIES.observe(len(batch))
             for waiting, receipt in zip(batch, receipts, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(receipt)
@@ -194,6 +201,11 @@ class Writer:
         waiting.entry = replace(waiting.entry, reading=unreadable)
         await self._write([waiting])
 
+    @traced(
+        "commit",
+        links=lambda _, entries: (entry.delivery.traceparent for entry in entries if entry.delivery),
+        attributes=lambda _, entries: {"jasper_receiver.entries": len(entries)},
+    )
     async def _commit(self, entries: list[Entry]) -> list[Receipt]:
         """One transaction, tried again once on a fresh connection where the old one broke before the commit.
 

@@ -69,11 +69,12 @@ async def reader(database: str, engine: AsyncEngine) -> AsyncIterator[Reader]:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A running receiver: `http` is authorised as admin, `sql` looks into its database."""
+    """A running receiver: `http` is authorised as admin, `sql` looks into its database, `key` seals what is secret there."""
 
     app: FastAPI
     http: httpx.AsyncClient
     sql: asyncpg.Connection
+    key: str
 
     async def callback(self, body: object = PRODUCT, collection: str = "products", **headers: str) -> httpx.Response:
         """Send a callback; headers are given with underscores, the secret travels in `x-secret` unless others are."""
@@ -115,7 +116,7 @@ def start(database: str) -> Start:
         sql = await connect(database, application_name="test")
         async with served(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
             http.headers["Authorization"] = f"Bearer {ADMIN_KEY}"
-            yield Receiver(app, http, sql)
+            yield Receiver(app, http, sql, key)
         await sql.close()
 
     return start

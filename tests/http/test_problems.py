@@ -3,6 +3,7 @@
 import importlib
 import logging
 import pkgutil
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def test_every_type_is_in_the_guide_for_readers_with_its_status() -> None:
     rows = [row for row in guide.splitlines() if row.startswith("| `/problems/")]
     for kind in KINDS.values():
         assert any(f"`{kind.type}`" in row and f"| {kind.status} |" in row for row in rows), kind.type
+    documented = [found for row in rows for found in re.findall(r"`(/problems/[a-z-]+)`", row)]
+    assert sorted(documented) == sorted({kind.type for kind in KINDS.values()})
 
 
 def test_types_name_one_status_and_title_each() -> None:

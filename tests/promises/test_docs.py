@@ -1,10 +1,12 @@
 """What the docs say is so: every setting and command is there, with its default and its sentence."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from app.cli.commands import main
 from app.settings import Settings
@@ -51,6 +53,54 @@ def test_every_command_is_documented_and_has_a_sentence_of_help(command: str) ->
         assert isinstance(found, click.Group)
         found = found.commands[name]
     assert (found.help or "").strip().endswith(".") or "\n" in (found.help or "")
+
+
+def command_at(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that the first words name, and the words after it. Raises KeyError where there is none."""
+    found: click.Command = main
+    while isinstance(found, click.Group):
+        name, *words = words
+        found = found.commands[name]
+    return found, words
+
+
+def documented_commands() -> list[str]:
+    """The commands of the page with their arguments and options, as they stand there."""
+    found: list[str] = []
+    for row in re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/commands.md").read_text(), re.MULTILINE):
+        for text in re.findall(r"`([^`]+)`", row):
+            # Where a row gives another way to call a command, it does not repeat its name.
+            found.append(f"{found[-1].split()[0]} {text}" if text.startswith("--") else text)
+    return found
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_no_command_option_or_argument_is_documented_that_does_not_exist(line: str) -> None:
+    command, words = command_at(line.split())
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word.strip("[]") for word in words if "--" in word} <= options
+    arguments = {str(parameter.name).upper() for parameter in command.params if isinstance(parameter, click.Argument)}
+    values = [word.strip("[]…") for before, word in pairwise(["", *words]) if "--" not in before]
+    named = {word for word in values if word.isupper()}
+    assert named <= arguments | {name.removesuffix("S") for name in arguments}
+
+
+def test_help_shows_every_command_of_the_page() -> None:
+    """What `--help` prints, of the program and of each group."""
+    shown = CliRunner().invoke(main, ["--help"]).output
+    for line in documented_commands():
+        assert re.search(rf"^  {line.split()[0]} ", shown, re.MULTILINE), line
+
+
+def test_every_command_that_takes_json_is_named_as_one_that_does() -> None:
+    [sentence] = re.findall(r"^(`.*) print JSON with `--json`", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+    named = set(re.findall(r"`([^`]+)`", sentence))
+    takes = {
+        name
+        for name in commands(main)
+        if any("--json" in parameter.opts for parameter in command_at(name.split())[0].params)
+    }
+    assert named == takes
 
 
 @pytest.mark.parametrize(
