@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import health, openapi, problems
+from app.access.failures import KeyFailures
 from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
@@ -79,6 +80,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             yield {
                 "settings": settings,
                 "admin_key": settings.admin_api_key,
+                "key_failures": KeyFailures(),
                 "engine": engine,
                 "wakeup": wakeup,
                 "streams": Streams(engine, wakeup),
