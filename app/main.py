@@ -116,6 +116,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)
+        openapi.add_examples(app)
     return app
 
 

@@ -76,11 +76,16 @@ def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (one, other)))
 
 
+def lacking(scope: Scope) -> ScopeMissingError:
+    """What is said to a key without the scope."""
+    return ScopeMissingError(f"this call needs a key with the scope {scope}")
+
+
 def _holder_of(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     async def require(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if scope not in caller.scopes:
             _note(request, FailureReason.SCOPE, caller.name)
-            raise ScopeMissingError(f"this call needs a key with the scope {scope}")
+            raise lacking(scope)
         return caller
 
     return require
