@@ -75,7 +75,7 @@ def add_callback(app: FastAPI) -> None:
 
 
 def add_examples(app: FastAPI) -> None:
-    """Give every answer and every body in the application's document an example, where their members have some.
+    """Give every answer and every body in the application's document an example, where their members have some, and a name.
 
     Comes after all else that describes.
     """
@@ -85,10 +85,20 @@ def add_examples(app: FastAPI) -> None:
         document = make_document()
         for path, operations in document["paths"].items():
             for operation in operations.values():
+                _name_body(operation, document["components"]["schemas"])
                 _add_examples(operation, path, document["components"]["schemas"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the document
+
+
+def _name_body(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put the schema of a body among the others, under the name of its model, which generated clients then have too."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        if "properties" in content["schema"]:
+            name = content["schema"]["title"]
+            schemas[name] = content["schema"]
+            content["schema"] = {"$ref": f"#/components/schemas/{name}"}
 
 
 def _add_examples(operation: dict[str, Any], path: str, schemas: Mapping[str, Any]) -> None:

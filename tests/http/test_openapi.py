@@ -326,7 +326,8 @@ def test_members_of_bodies_are_described_with_valid_examples(document: dict[str,
     if "requestBody" not in operation:
         assert name == "POST /v1/deliveries/{delivery_id}/reprocess"
         return
-    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = document["components"]["schemas"][reference.rpartition("/")[2]]
     assert schema["additionalProperties"] is False
     for member, alone in schema["properties"].items():
         described = {"components": document["components"], **alone}
