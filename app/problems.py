@@ -114,6 +114,14 @@ _USUAL: Mapping[type[ReceiverError], ReceiverError] = {
         ScopeMissingError("this call needs a key with the scope read"),
         NotFoundError("there is nothing at this address"),
         MethodNotAllowedError("a callback is a POST", allowed=["POST"]),
+        NotAcceptableError(
+            "nothing that is accepted can be sent; accept one of application/json, application/cloudevents-batch+json"
+        ),
+        GoneError("events behind position 17 have been removed", extra={"oldest_after": 90311}),
+        ConflictError("1042 is past the end of the feed: its newest event is number 1041"),
+        LeasedError(
+            "another reader of search holds the page, until it acknowledges it or 41.5 s have passed", retry_after=41.5
+        ),
         RequestTimeoutError("the body did not arrive within 10 s"),
         BodyTooLargeError("the body is larger than 65536 bytes"),
         JasperRefusedError(
@@ -127,7 +135,7 @@ _USUAL: Mapping[type[ReceiverError], ReceiverError] = {
         SecretUnknownError("no signing secret is known for products yet", retry_after=10),
     )
 }
-"""What an error of a class looks like, for examples. Those that are different each time have to be given by the route."""
+"""What an error of a class looks like, for examples: every class that a route names."""
 
 
 class InvalidParameter(BaseModel):

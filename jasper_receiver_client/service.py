@@ -27,6 +27,9 @@ _CONNECT = 10.0
 _ANSWER = 20.0
 """Seconds for a connection, and for an answer beyond the time that the service was asked to hold it."""
 
+_PARTING = 5.0
+"""Seconds for either, of a call that is not worth more: it is made on the way out."""
+
 _Parameters = Mapping[str, str | int | float | list[str]]
 
 
@@ -63,7 +66,7 @@ class Service:
         `held` is for how many seconds the service was asked to wait. With `once` nothing is tried again.
         Raises RequestRefusedError, and UnreachableError when the patience has run out.
         """
-        timeout = httpx.Timeout(_CONNECT, read=held + _ANSWER)
+        timeout = httpx.Timeout(_PARTING) if once else httpx.Timeout(_CONNECT, read=held + _ANSWER)
         give_up = time.monotonic() + (0 if once else self._patience)
         pause = _FIRST_PAUSE
         while True:

@@ -19,11 +19,12 @@ from app.errors import (
     GoneError,
     InvalidParametersError,
     KeyMissingError,
+    NotAcceptableError,
     NotFoundError,
     ScopeMissingError,
 )
 from app.feed import queries as feed
-from app.feed.cloudevents import BATCH, JSON, PageType, described_page, not_acceptable, page_response
+from app.feed.cloudevents import PageType, described_page, page_response
 from app.feed.filters import Filters
 from app.feed.schemas import EventPage
 from app.openapi import example_of_model
@@ -155,7 +156,7 @@ router.add_api_route(
     response_model=EventPage,
     responses={
         200: described_page("/v1/products/1001/events?after=1042"),
-        **documented(*_READING_ERRORS, _NEVER_SEEN, not_acceptable(JSON, BATCH)),
+        **documented(*_READING_ERRORS, _NEVER_SEEN, NotAcceptableError),
     },
 )
 

@@ -43,7 +43,6 @@ _ERRORS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseU
 _WRITE_ERRORS = (KeyMissingError, lacking(Scope.WRITE), InvalidParametersError, DatabaseUnavailableError)
 _UNKNOWN = NotFoundError("there is no consumer search; create it with PUT")
 _NOT_PARKED = NotFoundError("no consumer search has parked event number 1042")
-_PAST_THE_END = ConflictError("1042 is past the end of the feed: its newest event is number 1041")
 _BODY_ERRORS = (BodyTooLargeError, RequestTimeoutError)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -98,7 +97,7 @@ async def list_consumers(request: Request, _key: ReadKey, _none: NoParameters) -
     summary="Create a consumer, or move it",
     responses={
         201: {"model": Consumer, "description": "Created"},
-        **documented(*_WRITE_ERRORS, *_BODY_ERRORS, _PAST_THE_END),
+        **documented(*_WRITE_ERRORS, *_BODY_ERRORS, ConflictError),
     },
     openapi_extra=described_body(ConsumerStart, required=False),
 )
@@ -148,13 +147,7 @@ async def delete_consumer(request: Request, _key: WriteKey, name: ConsumerName, 
     operation_id="listConsumerEvents",
     summary="The page behind a consumer's position",
     response_model=ConsumerPage,
-    responses=documented(
-        *_ERRORS,
-        _UNKNOWN,
-        LeasedError(
-            "another reader of search holds the page, until it acknowledges it or 41.5 s have passed", retry_after=41.5
-        ),
-    ),
+    responses=documented(*_ERRORS, _UNKNOWN, LeasedError),
 )
 async def list_consumer_events(
     request: Request,
@@ -196,7 +189,7 @@ async def list_consumer_events(
     "/{name}/ack",
     operation_id="ackConsumer",
     summary="Move a consumer forward",
-    responses=documented(*_WRITE_ERRORS, *_BODY_ERRORS, _UNKNOWN, _PAST_THE_END),
+    responses=documented(*_WRITE_ERRORS, *_BODY_ERRORS, _UNKNOWN, ConflictError),
     openapi_extra=described_body(Ack),
 )
 async def ack_consumer(

@@ -16,13 +16,13 @@ from app.errors import (
     DatabaseUnavailableError,
     InvalidParametersError,
     KeyMissingError,
+    NotAcceptableError,
     NotFoundError,
     ScopeMissingError,
     UnavailableError,
 )
 from app.feed import queries
 from app.feed.cloudevents import (
-    BATCH,
     JSON,
     SINGLE,
     EventType,
@@ -79,7 +79,7 @@ class EventListParameters(Filters, Page):
     response_model=EventPage,
     responses={
         200: described_page("/v1/events?limit=100&after=1042"),
-        **documented(*_READING_ERRORS, not_acceptable(JSON, BATCH)),
+        **documented(*_READING_ERRORS, NotAcceptableError),
     },
 )
 async def list_events(
