@@ -18,6 +18,7 @@ RUN python -m venv /opt/build \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
+COPY jasper_receiver_client jasper_receiver_client
 COPY migrations migrations
 RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
     && python -m pip --python /opt/jasper-receiver install --no-deps --no-index dist/*.whl \

@@ -27,7 +27,7 @@ class Check(BaseModel):
     """One thing that has to be so, and what is known of it."""
 
     name: Annotated[str, Field(examples=["postgres"])]
-    ok: bool
+    ok: Annotated[bool, Field(examples=[True])]
     reason: Annotated[str, Field(examples=["Postgres answers, the schema is at head"])]
 
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import health, metrics, openapi, problems, scrape, tracing
+from app.access.failures import KeyFailures
 from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
@@ -83,6 +84,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             yield {
                 "settings": settings,
                 "admin_key": settings.admin_api_key,
+                "key_failures": KeyFailures(),
                 "engine": engine,
                 "wakeup": wakeup,
                 "streams": Streams(engine, wakeup),
@@ -121,6 +123,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             app.include_router(room.router)
         if with_callbacks:
             openapi.add_callback(app)
+        openapi.add_examples(app)
     # Last, because nothing can be put around the layers any more; so also what they answer by themselves has its id.
     stack = Requests(app.build_middleware_stack())
     app.middleware_stack = CallbackDoor(stack) if with_callbacks else stack

@@ -64,7 +64,7 @@ COMMIT_FAILURES = Counter(
 )
 KEY_FAILURES = Counter(
     f"{PREFIX}_key_failures",
-    "Requests without an API key, with one that is not valid, or with one that lacks the scope",
+    "Requests refused for their API key: it is missing, wrong or revoked, or lacks the scope",
     ["reason"],
     registry=_own,
 )

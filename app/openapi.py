@@ -1,8 +1,14 @@
-"""What the OpenAPI document says beyond what FastAPI finds out by itself: its introduction and the callback endpoint."""
+"""What the OpenAPI document says beyond what FastAPI finds out by itself: its introduction, the callback endpoint, examples.
 
+Examples of answers are put together from those of their members, so that each value stands in one place.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from app.domain.values import ENTITY_TYPE_OF, DeliveryStatus
 from app.errors import (
@@ -16,6 +22,7 @@ from app.errors import (
     RequestTimeoutError,
     SecretUnknownError,
 )
+from app.problems import MEDIA_TYPE as PROBLEM
 from app.problems import documented
 
 DESCRIPTION = """\
@@ -67,6 +74,75 @@ def add_callback(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the document
 
 
+def add_examples(app: FastAPI) -> None:
+    """Give every answer and every body in the application's document an example, where their members have some, and a name.
+
+    Comes after all else that describes.
+    """
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_document()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                _name_body(operation, document["components"]["schemas"])
+                _add_examples(operation, path, document["components"]["schemas"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the document
+
+
+def _name_body(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put the schema of a body among the others, under the name of its model, which generated clients then have too."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        if "properties" in content["schema"]:
+            name = content["schema"]["title"]
+            schemas[name] = content["schema"]
+            content["schema"] = {"$ref": f"#/components/schemas/{name}"}
+
+
+def _add_examples(operation: dict[str, Any], path: str, schemas: Mapping[str, Any]) -> None:
+    given = {
+        one["name"]: one.get("example") or example_of(one["schema"], schemas) for one in operation.get("parameters", [])
+    }
+    instance = path.format_map(given)
+    answers = [*operation["responses"].values(), *filter(None, [operation.get("requestBody")])]
+    for media_type, content in (one for answer in answers for one in answer.get("content", {}).items()):
+        if media_type == PROBLEM:
+            for example in content["examples"].values():
+                example["value"]["instance"] = instance
+        elif "example" not in content:
+            with suppress(LookupError):
+                content["example"] = example_of(content["schema"], schemas)
+
+
+def example_of_model(model: type[BaseModel]) -> dict[str, Any]:
+    """An example of what a model describes. Raises LookupError where a member has none."""
+    schema = model.model_json_schema()
+    example: dict[str, Any] = example_of(schema, schema.get("$defs", {}))
+    return example
+
+
+def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Any:
+    """An example of what a schema describes: its own, or one put together from those of its members.
+
+    Raises LookupError where a member has none.
+    """
+    match schema:
+        case {"$ref": reference}:
+            return example_of(schemas[reference.rpartition("/")[2]], schemas)
+        case {"example": own} | {"examples": [own, *_]} | {"const": own} | {"enum": [own, *_]} | {"default": own}:
+            return own
+        case {"properties": members}:
+            return {name: example_of(member, schemas) for name, member in members.items()}
+        case {"type": "array", "items": items}:
+            return [example_of(items, schemas)]
+        case {"anyOf": [first, *_]}:
+            return example_of(first, schemas)
+        case _:
+            raise LookupError(f"give an example of {schema}")
+
+
 def _callback() -> dict[str, Any]:
     return {
         "tags": ["callbacks"],
@@ -82,6 +158,7 @@ def _callback() -> dict[str, Any]:
                 "name": "collection",
                 "in": "path",
                 "required": True,
+                "description": "The collection of the entity type whose webhook calls",
                 "schema": {"type": "string", "enum": list(ENTITY_TYPE_OF)},
                 "example": "products",
             }
@@ -108,10 +185,10 @@ def _callback() -> dict[str, Any]:
                 str(code): answer
                 for code, answer in documented(
                     NotAuthenticError,
-                    NotFoundError,
+                    NotFoundError(f"callbacks come to /callbacks/ followed by one of {', '.join(ENTITY_TYPE_OF)}"),
                     MethodNotAllowedError,
                     RequestTimeoutError,
-                    BodyTooLargeError,
+                    BodyTooLargeError("the body is larger than 5242880 bytes (MAX_BODY_BYTES)"),
                     QueueFullError,
                     DrainingError,
                     SecretUnknownError,

@@ -105,6 +105,39 @@ KINDS: Mapping[type[ReceiverError], Kind] = {
 """The one table. A test holds it complete."""
 
 
+_USUAL: Mapping[type[ReceiverError], ReceiverError] = {
+    type(error): error
+    for error in (
+        InvalidParametersError([{"parameter": "colour", "detail": "unknown parameter"}]),
+        KeyMissingError("send an API key: Authorization: Bearer KEY"),
+        NotAuthenticError("the signing secret is nowhere in the callback"),
+        ScopeMissingError("this call needs a key with the scope read"),
+        NotFoundError("there is nothing at this address"),
+        MethodNotAllowedError("a callback is a POST", allowed=["POST"]),
+        NotAcceptableError(
+            "nothing that is accepted can be sent; accept one of application/json, application/cloudevents-batch+json"
+        ),
+        GoneError("events behind position 17 have been removed", extra={"oldest_after": 90311}),
+        ConflictError("1042 is past the end of the feed: its newest event is number 1041"),
+        LeasedError(
+            "another reader of search holds the page, until it acknowledges it or 41.5 s have passed", retry_after=41.5
+        ),
+        RequestTimeoutError("the body did not arrive within 10 s"),
+        BodyTooLargeError("the body is larger than 65536 bytes"),
+        JasperRefusedError(
+            "Jasper refused the token (401): it is missing, wrong or was rotated: set JASPER_API_TOKEN", status=401
+        ),
+        JasperUnavailableError("Jasper is in trouble (503)", status=503, retry_after=30),
+        UnavailableError("another replica is registering and does not come to an end: try again"),
+        DatabaseUnavailableError("Postgres cannot be reached"),
+        QueueFullError("4000 callbacks wait for their commit already"),
+        DrainingError("the service is shutting down"),
+        SecretUnknownError("no signing secret is known for products yet", retry_after=10),
+    )
+}
+"""What an error of a class looks like, for examples: every class that a route names."""
+
+
 class InvalidParameter(BaseModel):
     """One wrong parameter."""
 
@@ -134,6 +167,16 @@ def kind_of(error: ReceiverError) -> Kind:
     return next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
 
 
+_HEADERS: Mapping[str, dict[str, Any]] = {
+    "Retry-After": {"description": "Seconds after which to ask again", "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "How to authenticate", "schema": {"type": "string"}},
+    "Allow": {"description": "The methods that the address takes", "schema": {"type": "string"}},
+    "Vary": {"description": "What the answer depends on", "schema": {"type": "string"}},
+    "Connection": {"description": "The connection is closed", "schema": {"type": "string"}},
+}
+"""How the headers of `_headers` are described in the OpenAPI document."""
+
+
 def problem_response(error: ReceiverError, instance: str) -> Response:
     """The answer for one error. `instance` is the path asked for, see `instance_of`."""
     kind = kind_of(error)
@@ -155,19 +198,34 @@ def instance_of(scope: Scope) -> str:
     return quote(scope["path"], safe="/:@!$&'()*+,;=~", errors="replace")
 
 
-def documented(*errors: type[ReceiverError]) -> dict[int | str, dict[str, Any]]:
-    """What a route puts into the OpenAPI document for the errors it may raise (FastAPI's `responses`)."""
+def documented(*errors: type[ReceiverError] | ReceiverError) -> dict[int | str, dict[str, Any]]:
+    """What a route puts into the OpenAPI document for the errors it may raise (FastAPI's `responses`).
+
+    An error is given itself where its example has words, or members, that a usual one of its class has not.
+    """
     answers: dict[int | str, dict[str, Any]] = {}
-    for kind in dict.fromkeys(KINDS[error] for error in errors):
+    for given in errors:
+        error = _USUAL[given] if isinstance(given, type) else given
+        kind = KINDS[type(error)]
         answer = answers.setdefault(kind.status, {"description": kind.title, "content": {}})
+        if kind.title not in answer["description"]:
+            answer["description"] += f", or: {kind.title}"
         content = answer["content"].setdefault(
             MEDIA_TYPE, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
         )
-        content["examples"][kind.name] = {"value": _example(kind)}
+        # The path is filled in where it is known, see `app.openapi`.
+        content["examples"][kind.name] = {"value": _document(kind, str(error), "", _members(error))}
+        for name, value in _headers(error).items():
+            answer.setdefault("headers", {})[name] = _HEADERS[name] | {"example": value}
     # Says truly what else may come, and keeps FastAPI from announcing a 422 that never does.
     other = {
         "description": "Any other error",
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": "#/components/schemas/Problem"},
+                "examples": {_INTERNAL.name: {"value": _document(_INTERNAL, _INTERNAL_DETAIL, "", {})}},
+            }
+        },
     }
     return answers | {"default": other}
 
@@ -297,30 +355,21 @@ def _respond(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, object] | None = None,
 ) -> Response:
-    document: dict[str, object] = {
+    body = msgspec.json.encode(_document(kind, detail, instance, members or {}))
+    return Response(body, status_code=kind.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _document(kind: Kind, detail: str, instance: str, members: Mapping[str, object]) -> dict[str, object]:
+    return {
         "type": kind.type,
         "title": kind.title,
         "status": kind.status,
         "detail": _clean(detail),
         "instance": instance,
+        **members,
     }
-    body = msgspec.json.encode(document | dict(members or {}))
-    return Response(body, status_code=kind.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def _clean(text: str) -> str:
     """A text without lone surrogates, which names in a request's JSON and words from Jasper may hold and UTF-8 cannot."""
     return text.encode(errors="replace").decode()
-
-
-def _example(kind: Kind) -> dict[str, object]:
-    document: dict[str, object] = {
-        "type": kind.type,
-        "title": kind.title,
-        "status": kind.status,
-        "detail": "what exactly is wrong, in a sentence",
-        "instance": "/v1/events",
-    }
-    if kind.status == HTTPStatus.BAD_REQUEST:
-        document["errors"] = [{"parameter": "limit", "detail": "must be a whole number, digits only"}]
-    return document

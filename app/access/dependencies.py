@@ -1,7 +1,7 @@
 """Who calls, and whether they may: `ReadKey`, `WriteKey` and `AdminKey` for the signatures of routes.
 
-In a signature the key stands first, so that nothing else is looked at before it. The process must have put `engine` and
-`admin_key` (the value of `ADMIN_API_KEY`, or None) into the lifespan's state.
+In a signature the key stands first, so that nothing else is looked at before it. The process must have put `engine`,
+`admin_key` (the value of `ADMIN_API_KEY`, or None) and `key_failures` into the lifespan's state.
 """
 
 import hashlib
@@ -14,12 +14,11 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
-from app.access.keys import Scope, verify_key
+from app.access.failures import FailureReason, KeyFailures
+from app.access.keys import Scope, find_key
 from app.clock import utc_now
 from app.errors import KeyMissingError, ScopeMissingError
-from app.metrics import KEY_FAILURES
-
-_MISSING, _UNKNOWN, _WITHOUT_SCOPE = map(KEY_FAILURES.labels, ("missing", "unknown", "scope"))
+from app.problems import instance_of
 
 _bearer = HTTPBearer(
     scheme_name="ApiKey",
@@ -39,18 +38,21 @@ class Caller:
 async def authenticate(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Caller:
-    """Who calls. Raises KeyMissingError without a key that is valid now."""
+    """Who calls. Raises KeyMissingError without a key that is valid now, and counts that."""
     if credentials is None:
-        _MISSING.inc()
+        _note(request, FailureReason.MISSING)
         raise KeyMissingError("send an API key: Authorization: Bearer KEY")
     given = credentials.credentials
     admin_key: SecretStr | None = request.state.admin_key
     if admin_key is not None and _same(given, admin_key.get_secret_value()):
         return Caller("ADMIN_API_KEY", frozenset(Scope))
-    key = await verify_key(request.state.engine, given, now=utc_now())
+    key = await find_key(request.state.engine, given, now=utc_now())
     if key is None:
-        _UNKNOWN.inc()
-        raise KeyMissingError("this API key is not known, or was revoked")
+        _note(request, FailureReason.WRONG)
+        raise KeyMissingError("this API key is not known")
+    if key.revoked_at is not None:
+        _note(request, FailureReason.REVOKED, key.name)
+        raise KeyMissingError("this API key was revoked")
     return Caller(key.name, key.scopes)
 
 
@@ -63,16 +65,27 @@ async def still_allowed(request: Request, scope: Scope) -> bool:
     return scope in caller.scopes
 
 
+def _note(request: Request, reason: FailureReason, key: str | None = None) -> None:
+    failures: KeyFailures = request.state.key_failures
+    client = request.client.host if request.client else ""
+    failures.note(reason, path=instance_of(request.scope), client=client, key=key)
+
+
 def _same(one: str, other: str) -> bool:
     """Equality in constant time, whatever the lengths and characters."""
     return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (one, other)))
 
 
+def lacking(scope: Scope) -> ScopeMissingError:
+    """What is said to a key without the scope."""
+    return ScopeMissingError(f"this call needs a key with the scope {scope}")
+
+
 def _holder_of(scope: Scope) -> Callable[..., Awaitable[Caller]]:
-    async def require(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+    async def require(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if scope not in caller.scopes:
-            _WITHOUT_SCOPE.inc()
-            raise ScopeMissingError(f"this call needs a key with the scope {scope}")
+            _note(request, FailureReason.SCOPE, caller.name)
+            raise lacking(scope)
         return caller
 
     return require

@@ -102,8 +102,8 @@ async def revoke_key(engine: AsyncEngine, name: str, *, now: datetime) -> ApiKey
     return _key(row)
 
 
-async def verify_key(engine: AsyncEngine, key: str, *, now: datetime) -> ApiKey | None:
-    """The valid key with this text, or None. Notes its use, at most once a minute.
+async def find_key(engine: AsyncEngine, key: str, *, now: datetime) -> ApiKey | None:
+    """The key with this text, also one that was revoked; None where there is none. Notes the use of a valid one.
 
     The text is hashed before it is looked for, so that how long the search takes says nothing about stored keys.
     """
@@ -111,17 +111,19 @@ async def verify_key(engine: AsyncEngine, key: str, *, now: datetime) -> ApiKey 
         return None
     async with reading(engine) as connection:
         driver = await driver_of(connection)
-        row = await driver.fetchrow(_FIND_VALID, _digest(key))
+        row = await driver.fetchrow(_FIND, _digest(key))
     if row is None:
         return None
     found = _key(row)
+    if found.revoked_at is not None:
+        return found
     if found.last_used_at is None or found.last_used_at <= now - _USE_NOTED_EVERY:
         await _note_use(engine, found, now)
     return found
 
 
 async def _note_use(engine: AsyncEngine, key: ApiKey, now: datetime) -> None:
-    """A nicety: it neither waits for another request that notes the same, nor fails the request."""
+    """At most once a minute. A nicety: it neither waits for another request that notes the same, nor fails the request."""
     due = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= now - _USE_NOTED_EVERY)
     free = select(api_keys.c.id).where(api_keys.c.id == key.id, due).with_for_update(skip_locked=True)
     try:
@@ -131,10 +133,7 @@ async def _note_use(engine: AsyncEngine, key: ApiKey, now: datetime) -> None:
         _log.warning("use of a key not noted", extra={"key": key.name})
 
 
-_FIND_VALID = """
-    SELECT id, name, scopes, created_at, last_used_at, revoked_at FROM api_keys
-    WHERE digest = $1 AND revoked_at IS NULL
-"""
+_FIND = "SELECT id, name, scopes, created_at, last_used_at, revoked_at FROM api_keys WHERE digest = $1"
 _COLUMNS = [api_keys.c[name] for name in ("id", "name", "scopes", "created_at", "last_used_at", "revoked_at")]
 
 

@@ -16,7 +16,8 @@ from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.access.dependencies import AdminKey
+from app.access.dependencies import AdminKey, lacking
+from app.access.keys import Scope
 from app.clock import utc_now
 from app.db.engine import reading
 from app.deliveries import queries
@@ -31,7 +32,6 @@ from app.errors import (
     NotFoundError,
     QueueFullError,
     RequestTimeoutError,
-    ScopeMissingError,
 )
 from app.jasper.reading import Mappings, interpret
 from app.ledger.writer import Writer
@@ -158,7 +158,7 @@ router = APIRouter(prefix="/v1/deliveries", tags=["deliveries"])
 
 _ERRORS = (
     KeyMissingError,
-    ScopeMissingError,
+    lacking(Scope.ADMIN),
     InvalidParametersError,
     DatabaseUnavailableError,
     QueueFullError,
@@ -198,7 +198,7 @@ async def reprocess_deliveries(
     "/{delivery_id:uuid}/reprocess",
     operation_id="reprocessDelivery",
     summary="Read one delivery again",
-    responses=documented(*_ERRORS, NotFoundError),
+    responses=documented(*_ERRORS, NotFoundError("there is no delivery with this id")),
 )
 async def reprocess_delivery(
     request: Request,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.access.dependencies import ReadKey
@@ -27,6 +27,7 @@ from app.feed import queries as feed
 from app.feed.cloudevents import PageType, described_page, page_response
 from app.feed.filters import Filters
 from app.feed.schemas import EventPage
+from app.openapi import example_of_model
 from app.paging import (
     Flag,
     Moment,
@@ -45,6 +46,9 @@ from app.problems import documented
 router = APIRouter(prefix="/v1", tags=["entities"])
 
 _READING_ERRORS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
+_NEVER_SEEN = NotFoundError("no product with this id was ever seen")
+_DELETED = "the entity was deleted; `entity` is its last state"
+_DELETED_EXAMPLE = example_of_model(Entity) | {"deleted_at": "2026-11-23T10:00:01.25Z"}
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 CollectionName = Annotated[Collection, Path(description="The collection", examples=["products"])]
@@ -152,7 +156,7 @@ router.add_api_route(
     response_model=EventPage,
     responses={
         200: described_page("/v1/products/1001/events?after=1042"),
-        **documented(*_READING_ERRORS, NotFoundError, NotAcceptableError),
+        **documented(*_READING_ERRORS, _NEVER_SEEN, NotAcceptableError),
     },
 )
 
@@ -169,7 +173,7 @@ router.add_api_route(
             }
         },
         304: {"description": "The entity still has this `ETag`"},
-        **documented(*_READING_ERRORS, NotFoundError, GoneError),
+        **documented(*_READING_ERRORS, _NEVER_SEEN, GoneError(_DELETED, extra={"entity": _DELETED_EXAMPLE})),
     },
 )
 async def get_entity(
@@ -179,7 +183,10 @@ async def get_entity(
     entity_id: EntityId,
     query: Annotated[EntityParameters, Depends(read_query(EntityParameters))],
     if_none_match: Annotated[
-        list[str] | None, Header(description="Answer 304 if the entity still has this `ETag`", examples=['"1042"'])
+        list[str] | None,
+        # One text, of which there may be several lines: generators of clients know of no lists in headers.
+        WithJsonSchema({"type": "string", "examples": ['"1042"']}),
+        Header(description="Answer 304 if the entity still has this `ETag`", examples=['"1042"']),
     ] = None,
 ) -> Response:
     """The entity as it is now, or was at some point. Its `ETag` changes with every event that moves its state."""
@@ -189,7 +196,7 @@ async def get_entity(
             return Response(status_code=304, headers={"ETag": state.tag})
         entity = await queries.with_data(connection, state)
     if state.is_deleted:
-        raise GoneError("the entity was deleted; `entity` is its last state", extra={"entity": entity})
+        raise GoneError(_DELETED, extra={"entity": entity})
     return Response(msgspec.json.encode(entity), media_type="application/json", headers={"ETag": state.tag})
 
 

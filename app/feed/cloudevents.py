@@ -128,11 +128,16 @@ async def event_response(request: Request, event: EventRecord, media_type: str) 
     return Response(body, media_type=media_type, headers=_VARY)
 
 
+def not_acceptable(*offered: str) -> NotAcceptableError:
+    """What is said to who accepts none of these."""
+    return NotAcceptableError(f"nothing that is accepted can be sent; accept one of {', '.join(offered)}")
+
+
 def _offering(*offered: str) -> Callable[[Request], str]:
     def choose(request: Request) -> str:
         chosen = best_of(offered, ",".join(request.headers.getlist("accept")))
         if chosen is None:
-            raise NotAcceptableError(f"nothing that is accepted can be sent; accept one of {', '.join(offered)}")
+            raise not_acceptable(*offered)
         return chosen
 
     return choose

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import Field
 
-from app.access.dependencies import ReadKey, WriteKey
+from app.access.dependencies import ReadKey, WriteKey, lacking
 from app.access.keys import Scope
 from app.errors import (
     BodyTooLargeError,
@@ -40,6 +40,9 @@ from app.problems import documented
 router = APIRouter(prefix="/v1/consumers", tags=["consumers"])
 
 _ERRORS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
+_WRITE_ERRORS = (KeyMissingError, lacking(Scope.WRITE), InvalidParametersError, DatabaseUnavailableError)
+_UNKNOWN = NotFoundError("there is no consumer search; create it with PUT")
+_NOT_PARKED = NotFoundError("no consumer search has parked event number 1042")
 _BODY_ERRORS = (BodyTooLargeError, RequestTimeoutError)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -94,7 +97,7 @@ async def list_consumers(request: Request, _key: ReadKey, _none: NoParameters) -
     summary="Create a consumer, or move it",
     responses={
         201: {"model": Consumer, "description": "Created"},
-        **documented(*_ERRORS, *_BODY_ERRORS, ConflictError),
+        **documented(*_WRITE_ERRORS, *_BODY_ERRORS, ConflictError),
     },
     openapi_extra=described_body(ConsumerStart, required=False),
 )
@@ -120,7 +123,7 @@ async def put_consumer(
     "/{name}",
     operation_id="getConsumer",
     summary="One consumer",
-    responses=documented(*_ERRORS, NotFoundError),
+    responses=documented(*_ERRORS, _UNKNOWN),
 )
 async def get_consumer(request: Request, _key: ReadKey, name: ConsumerName, _none: NoParameters) -> Consumer:
     """Where the consumer stands, and how far that is behind the feed."""
@@ -132,7 +135,7 @@ async def get_consumer(request: Request, _key: ReadKey, name: ConsumerName, _non
     operation_id="deleteConsumer",
     summary="Forget a consumer",
     status_code=204,
-    responses=documented(*_ERRORS, NotFoundError),
+    responses=documented(*_WRITE_ERRORS, _UNKNOWN),
 )
 async def delete_consumer(request: Request, _key: WriteKey, name: ConsumerName, _none: NoParameters) -> None:
     """Forget the position and the list of parked events. No event is touched."""
@@ -144,7 +147,7 @@ async def delete_consumer(request: Request, _key: WriteKey, name: ConsumerName, 
     operation_id="listConsumerEvents",
     summary="The page behind a consumer's position",
     response_model=ConsumerPage,
-    responses=documented(*_ERRORS, NotFoundError, LeasedError),
+    responses=documented(*_ERRORS, _UNKNOWN, LeasedError),
 )
 async def list_consumer_events(
     request: Request,
@@ -186,7 +189,7 @@ async def list_consumer_events(
     "/{name}/ack",
     operation_id="ackConsumer",
     summary="Move a consumer forward",
-    responses=documented(*_ERRORS, *_BODY_ERRORS, NotFoundError, ConflictError),
+    responses=documented(*_WRITE_ERRORS, *_BODY_ERRORS, _UNKNOWN, ConflictError),
     openapi_extra=described_body(Ack),
 )
 async def ack_consumer(
@@ -207,7 +210,7 @@ async def ack_consumer(
     "/{name}/park",
     operation_id="parkEvent",
     summary="Set an event aside",
-    responses=documented(*_ERRORS, *_BODY_ERRORS, NotFoundError, ConflictError),
+    responses=documented(*_WRITE_ERRORS, *_BODY_ERRORS, _UNKNOWN, ConflictError("there is no event number 1042")),
     openapi_extra=described_body(Park),
 )
 async def park_event(
@@ -228,7 +231,7 @@ async def park_event(
     "/{name}/parked",
     operation_id="listParkedEvents",
     summary="The events that a consumer has set aside",
-    responses=documented(*_ERRORS, NotFoundError),
+    responses=documented(*_ERRORS, _UNKNOWN),
 )
 async def list_parked_events(request: Request, _key: ReadKey, name: ConsumerName, _none: NoParameters) -> ParkedList:
     """In the order of the feed. Acks leave the list as it is."""
@@ -240,7 +243,7 @@ async def list_parked_events(request: Request, _key: ReadKey, name: ConsumerName
     operation_id="unparkEvent",
     summary="Take an event off the list of parked ones",
     status_code=204,
-    responses=documented(*_ERRORS, NotFoundError),
+    responses=documented(*_WRITE_ERRORS, _NOT_PARKED),
 )
 async def unpark_event(
     request: Request,

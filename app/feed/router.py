@@ -5,6 +5,7 @@ from functools import partial
 from typing import Annotated
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from pydantic import Field, WithJsonSchema
 
@@ -21,12 +22,23 @@ from app.errors import (
     UnavailableError,
 )
 from app.feed import queries
-from app.feed.cloudevents import EventType, PageType, described_event, described_page, event_response, page_response
+from app.feed.cloudevents import (
+    JSON,
+    SINGLE,
+    EventType,
+    PageType,
+    described_event,
+    described_page,
+    event_response,
+    not_acceptable,
+    page_response,
+)
 from app.feed.filters import Filters
 from app.feed.schemas import Event, EventPage
 from app.feed.stream import MEDIA_TYPE as EVENT_STREAM
 from app.feed.stream import EventStream, Streams
 from app.feed.waiting import page_when_there
+from app.openapi import example_of_model
 from app.paging import LAST_POSITION, NoParameters, Page, Position, Wait, read_query
 from app.problems import documented
 
@@ -34,13 +46,13 @@ router = APIRouter(prefix="/v1", tags=["feed"])
 
 _READING_ERRORS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
 
-_STREAM_EXAMPLE = """\
+_STREAM_EXAMPLE = f"""\
 retry: 2000
 id: 1041
 
 id: 1042
 event: product.updated
-data: {"sequence":1042,"id":"01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11","type":"product.updated","entity_type":"product"}
+data: {msgspec.json.encode(example_of_model(Event)).decode()}
 
 id: 1050
 
@@ -110,7 +122,9 @@ async def _place(request: Request) -> AsyncIterator[None]:
             "description": "Server-Sent Events, for some minutes",
             "content": {EVENT_STREAM: {"example": _STREAM_EXAMPLE}},
         },
-        **documented(*_READING_ERRORS, UnavailableError),
+        **documented(
+            *_READING_ERRORS, UnavailableError("1000 streams are open already; read pages with wait= instead")
+        ),
     },
 )
 async def stream_events(
@@ -149,7 +163,10 @@ async def stream_events(
     operation_id="getEvent",
     summary="One event",
     response_model=Event,
-    responses={200: described_event(), **documented(*_READING_ERRORS, NotFoundError, NotAcceptableError)},
+    responses={
+        200: described_event(),
+        **documented(*_READING_ERRORS, NotFoundError("there is no event with this id"), not_acceptable(JSON, SINGLE)),
+    },
 )
 async def get_event(
     request: Request,

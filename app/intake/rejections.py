@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.dependencies import ReadKey
 from app.domain.values import Headers
-from app.errors import DatabaseUnavailableError, KeyMissingError, ScopeMissingError
+from app.errors import DatabaseUnavailableError, InvalidParametersError, KeyMissingError, ScopeMissingError
 from app.paging import NoParameters
 from app.problems import documented
 
@@ -57,7 +57,7 @@ router = APIRouter(prefix="/v1", tags=["operations"])
     "/rejections",
     operation_id="listRejections",
     summary="Callbacks refused lately, and why",
-    responses=documented(KeyMissingError, ScopeMissingError, DatabaseUnavailableError),
+    responses=documented(KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError),
 )
 async def list_rejections(_key: ReadKey, _none: NoParameters, request: Request) -> RejectionList:
     """The last 100 refusals of the process that answers, newest first. Values of headers are not kept."""

@@ -11,15 +11,16 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.access.dependencies import AdminKey
+from app.access.dependencies import AdminKey, lacking
+from app.access.keys import Scope
 from app.clock import utc_now
 from app.domain.values import Delivery, DeliveryStatus, Entry
 from app.errors import (
     DatabaseUnavailableError,
     DrainingError,
+    InvalidParametersError,
     KeyMissingError,
     QueueFullError,
-    ScopeMissingError,
     SealingError,
 )
 from app.intake.judge import blank, check
@@ -93,7 +94,14 @@ router = APIRouter(prefix="/v1", tags=["operations"])
     "/unproven/release",
     operation_id="releaseUnproven",
     summary="Try the proof of callbacks kept apart again",
-    responses=documented(KeyMissingError, ScopeMissingError, DatabaseUnavailableError, QueueFullError, DrainingError),
+    responses=documented(
+        KeyMissingError,
+        lacking(Scope.ADMIN),
+        InvalidParametersError,
+        DatabaseUnavailableError,
+        QueueFullError,
+        DrainingError,
+    ),
 )
 async def release_unproven(request: Request, _key: AdminKey, _none: NoParameters) -> Released:
     """Judges each of them again by today's secrets, headers and `JASPER_SIGNING_SECRET_LOCATION`, and takes in what passes.

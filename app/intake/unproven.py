@@ -24,7 +24,7 @@ from app.db.tables import unproven
 from app.domain import jsontext
 from app.domain.jsontext import NotJsonError
 from app.domain.values import EntityType, Headers, JsonText
-from app.errors import DatabaseUnavailableError, KeyMissingError, ScopeMissingError
+from app.errors import DatabaseUnavailableError, InvalidParametersError, KeyMissingError, ScopeMissingError
 from app.ids import new_id
 from app.paging import NoParameters
 from app.problems import documented
@@ -158,7 +158,7 @@ router = APIRouter(prefix="/v1", tags=["operations"])
     "/unproven",
     operation_id="listUnproven",
     summary="Callbacks kept apart because their secret could not be proven",
-    responses=documented(KeyMissingError, ScopeMissingError, DatabaseUnavailableError),
+    responses=documented(KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError),
 )
 async def list_unproven(_key: ReadKey, _none: NoParameters, request: Request) -> UnprovenList:
     """All that are kept, oldest first; their number is bounded by `UNPROVEN_LIMIT`."""

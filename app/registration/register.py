@@ -47,6 +47,8 @@ from app.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+NO_JASPER = "there is no Jasper to register with: set JASPER_API_URL, JASPER_API_TOKEN and PUBLIC_URL, then restart"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -130,9 +132,7 @@ class Registrar:
 
     async def _in_turn(self, entity_type: EntityType, *, rotate: bool) -> Outcome:
         if not self.has_jasper:
-            raise ConflictError(
-                "there is no Jasper to register with: set JASPER_API_URL, JASPER_API_TOKEN and PUBLIC_URL, then restart"
-            )
+            raise ConflictError(NO_JASPER)
         give_up_at = time.monotonic() + self._turn.give_up
         while time.monotonic() < give_up_at:
             async with try_lock(self._engine, Lock.REGISTRATION) as held:

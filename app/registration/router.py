@@ -6,10 +6,11 @@ Never tells a secret, nor the value of a header.
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
-from app.access.dependencies import AdminKey, ReadKey
+from app.access.dependencies import AdminKey, ReadKey, lacking
+from app.access.keys import Scope
 from app.clock import utc_now
 from app.domain.values import EntityType
 from app.errors import (
@@ -26,15 +27,18 @@ from app.errors import (
 )
 from app.paging import NoParameters
 from app.problems import documented
-from app.registration.register import Registrar
+from app.registration.register import NO_JASPER, Registrar
 from app.registration.retry_window import retry_span
 from app.registration.store import Registration, State
 
 _REFUSALS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
 _CHANGE_REFUSALS = (
-    *_REFUSALS,
+    KeyMissingError,
+    lacking(Scope.ADMIN),
+    InvalidParametersError,
+    DatabaseUnavailableError,
     NotFoundError,
-    ConflictError,
+    ConflictError(NO_JASPER),
     JasperRefusedError,
     JasperUnavailableError,
     UnavailableError,
@@ -42,26 +46,42 @@ _CHANGE_REFUSALS = (
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
+WebhookEntityType = Annotated[
+    EntityType, Path(description="The entity type whose webhook is meant", examples=["product"])
+]
+
 
 class WebhookOut(BaseModel):
     """What is registered with Jasper for one entity type, and how it fares."""
 
-    entity_type: EntityType
+    entity_type: Annotated[EntityType, Field(examples=["product"])]
     webhook_id: Annotated[str | None, Field(description="Jasper's id", examples=["17"])]
     name: Annotated[str | None, Field(examples=["Product Updates Webhook"])]
     callback_url: Annotated[str | None, Field(examples=["https://receiver.example.com/callbacks/products"])]
-    state: Annotated[State, Field(description="`failed` and `disabled` say in `last_error` what to do")]
-    pending: Annotated[bool, Field(description="A new webhook or secret is being asked for at this moment")]
-    secret_known: Annotated[bool, Field(description="Without a secret every callback is put off with a 503")]
+    state: Annotated[
+        State, Field(description="`failed` and `disabled` say in `last_error` what to do", examples=["registered"])
+    ]
+    pending: Annotated[
+        bool, Field(description="A new webhook or secret is being asked for at this moment", examples=[False])
+    ]
+    secret_known: Annotated[
+        bool, Field(description="Without a secret every callback is put off with a 503", examples=[True])
+    ]
     proof: Annotated[
         str | None, Field(description="Where the secret was last seen", examples=["header:x-signing-secret"])
     ]
     header_names: Annotated[list[str], Field(description="Headers registered with Jasper", examples=[["X-Custom"]])]
-    last_callback_at: datetime | None
-    registered_at: Annotated[datetime | None, Field(description="Since when the present secret is known")]
-    checked_at: Annotated[datetime | None, Field(description="When the webhook was last seen in order at Jasper")]
-    last_error: Annotated[str | None, Field(description="What is wrong now; null where nothing is")]
-    last_error_at: datetime | None
+    last_callback_at: Annotated[datetime | None, Field(examples=["2026-11-23T10:00:01.250000Z"])]
+    registered_at: Annotated[
+        datetime | None,
+        Field(description="Since when the present secret is known", examples=["2026-11-20T08:00:00Z"]),
+    ]
+    checked_at: Annotated[
+        datetime | None,
+        Field(description="When the webhook was last seen in order at Jasper", examples=["2026-11-23T09:55:00Z"]),
+    ]
+    last_error: Annotated[str | None, Field(description="What is wrong now; null where nothing is", examples=[None])]
+    last_error_at: Annotated[datetime | None, Field(examples=[None])]
     retry_policy: Annotated[str | None, Field(examples=["linear"])]
     minimum_retry_interval: Annotated[int | None, Field(description="Seconds", examples=[300])]
     retry_limit: Annotated[int | None, Field(examples=[5])]
@@ -122,7 +142,9 @@ async def list_webhooks(_key: ReadKey, _none: NoParameters, request: Request) ->
     summary="Bring a webhook in order",
     responses=documented(*_CHANGE_REFUSALS),
 )
-async def register_webhook(_key: AdminKey, _none: NoParameters, entity_type: EntityType, request: Request) -> ChangeOut:
+async def register_webhook(
+    _key: AdminKey, _none: NoParameters, entity_type: WebhookEntityType, request: Request
+) -> ChangeOut:
     """Look at Jasper's webhook now; create, mend or enable it where that is needed. Running it twice is harmless."""
     return await _change(request, entity_type, rotate=False)
 
@@ -133,7 +155,9 @@ async def register_webhook(_key: AdminKey, _none: NoParameters, entity_type: Ent
     summary="Replace a webhook and its secret",
     responses=documented(*_CHANGE_REFUSALS),
 )
-async def rotate_webhook(_key: AdminKey, _none: NoParameters, entity_type: EntityType, request: Request) -> ChangeOut:
+async def rotate_webhook(
+    _key: AdminKey, _none: NoParameters, entity_type: WebhookEntityType, request: Request
+) -> ChangeOut:
     """Create a new webhook with a new secret, then delete the old one, whose secret is accepted until its retries end."""
     return await _change(request, entity_type, rotate=True)
 

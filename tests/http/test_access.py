@@ -8,11 +8,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.access.keys import Scope, create_key, list_keys, revoke_key, verify_key
+from app.access.failures import FailureReason, KeyFailures
+from app.access.keys import Scope, create_key, find_key, list_keys, revoke_key
 from app.clock import utc_now
+from app.db.engine import create_engine
 from app.errors import ConflictError, InvalidParametersError, NotFoundError
 from tests.builders import NOW
-from tests.http.conftest import ADMIN_KEY, Reader
+from tests.http.conftest import ADMIN_KEY, Reader, Start
 
 READING = ["/v1/events", "/v1/products", "/v1/products/1", "/v1/products/1/events", "/v1/deliveries", "/v1/rejections"]
 
@@ -71,6 +73,83 @@ async def test_a_revoked_key_is_refused_by_the_very_next_request(reader: Reader)
     await reader.problem(401, "/v1/events", **bearer(key))
 
 
+async def test_a_key_is_revoked_on_every_replica_at_once(reader: Reader, start: Start) -> None:
+    """Also on one that has just served it."""
+    key = await a_key(reader, Scope.READ)
+    async with start() as other:
+        for http in (reader.http, other.http):
+            assert (await http.get("/v1/events", **bearer(key))).status_code == 200
+        await revoke_key(reader.engine, "reader", now=utc_now())
+        for http in (reader.http, other.http):
+            assert (await http.get("/v1/events", **bearer(key))).status_code == 401
+    [stored] = await list_keys(reader.engine)
+    assert stored.last_used_at is not None
+    assert stored.revoked_at is not None
+    assert stored.last_used_at <= stored.revoked_at
+
+
+async def test_failures_are_counted_by_their_reason_and_successes_are_not(
+    start: Start, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create_engine(database)
+    _, revoked = await create_key(engine, "old", [Scope.READ], now=NOW)
+    await revoke_key(engine, "old", now=NOW)
+    _, narrow = await create_key(engine, "narrow", [Scope.WRITE], now=NOW)
+    _, fitting = await create_key(engine, "fitting", [Scope.READ], now=NOW)
+    await engine.dispose()
+    failures = KeyFailures()
+    monkeypatch.setattr("app.main.KeyFailures", lambda: failures)
+    async with start() as receiver:
+        del receiver.http.headers["Authorization"]
+        for headers, status in [
+            ({}, 401),
+            ({"Authorization": "Basic eDp5"}, 401),
+            ({"Authorization": "Bearer guess"}, 401),
+            ({"Authorization": "Bearer jr_" + "A" * 43}, 401),
+            ({"Authorization": f"Bearer {ADMIN_KEY}x"}, 401),
+            (bearer(revoked)["headers"], 401),
+            (bearer(narrow)["headers"], 403),
+            (bearer(fitting)["headers"], 200),
+            (bearer(ADMIN_KEY)["headers"], 200),
+        ]:
+            assert (await receiver.http.get("/v1/events", headers=headers)).status_code == status
+        assert (await receiver.http.get("/healthz")).status_code == 200
+    assert failures.counts == {
+        FailureReason.MISSING: 2,
+        FailureReason.WRONG: 3,
+        FailureReason.REVOKED: 1,
+        FailureReason.SCOPE: 1,
+    }
+
+
+def test_the_log_tells_of_failures_now_and_then_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+    failures = KeyFailures(clock=lambda: now)
+    for _ in range(50):
+        failures.note(FailureReason.WRONG, path="/v1/events", client="203.0.113.7")
+    failures.note(FailureReason.REVOKED, path="/v1/products", client="203.0.113.8", key="old")
+    now = 109.9
+    failures.note(FailureReason.WRONG, path="/v1/events", client="203.0.113.7")
+    now = 110.0
+    failures.note(FailureReason.WRONG, path="/v1/brands", client="203.0.113.9")
+    told = [
+        {name: vars(line)[name] for name in ("reason", "path", "client", "key", "count")} for line in caplog.records
+    ]
+    assert [tuple(one.values()) for one in told] == [
+        ("wrong", "/v1/events", "203.0.113.7", None, 1),
+        ("revoked", "/v1/products", "203.0.113.8", "old", 1),
+        ("wrong", "/v1/brands", "203.0.113.9", None, 51),
+    ]
+    assert failures.counts[FailureReason.WRONG] == 52
+
+
+async def test_many_failures_lock_nobody_out(reader: Reader) -> None:
+    key = await a_key(reader, Scope.READ)
+    for _ in range(100):
+        assert (await reader.http.get("/v1/events", **bearer("jr_" + "A" * 43))).status_code == 401
+    assert (await reader.http.get("/v1/events", **bearer(key))).status_code == 200
+
+
 async def test_a_key_is_stored_hashed_and_shown_once(engine: AsyncEngine) -> None:
     made, key = await create_key(engine, "reader", [Scope.READ, Scope.WRITE, Scope.READ], now=NOW)
     assert key.startswith("jr_")
@@ -93,7 +172,7 @@ async def test_a_name_belongs_to_one_valid_key_at_a_time(engine: AsyncEngine) ->
         await create_key(engine, "reader", [Scope.READ], now=NOW)
     await revoke_key(engine, "reader", now=NOW)
     _, second = await create_key(engine, "reader", [Scope.READ], now=NOW)
-    assert await verify_key(engine, second, now=NOW) is not None
+    assert await find_key(engine, second, now=NOW) is not None
     assert [key.revoked_at for key in await list_keys(engine)] == [NOW, None]
 
 
@@ -117,7 +196,7 @@ async def test_revoking_what_is_not_there_says_so(engine: AsyncEngine, name: str
 async def test_the_last_use_of_a_key_is_noted_once_a_minute(engine: AsyncEngine) -> None:
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
     for seconds, noted in [(0, 0), (59, 0), (60, 60), (61, 60)]:
-        assert await verify_key(engine, key, now=NOW + timedelta(seconds=seconds)) is not None
+        assert await find_key(engine, key, now=NOW + timedelta(seconds=seconds)) is not None
         [stored] = await list_keys(engine)
         assert stored.last_used_at == NOW + timedelta(seconds=noted)
 
@@ -127,6 +206,6 @@ async def test_a_key_works_while_another_request_notes_its_use(engine: AsyncEngi
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
     async with asyncio.timeout(10), engine.begin() as connection:
         await connection.execute(text("SELECT 1 FROM api_keys FOR UPDATE"))
-        assert await verify_key(engine, key, now=NOW) is not None
+        assert await find_key(engine, key, now=NOW) is not None
     [stored] = await list_keys(engine)
     assert stored.last_used_at is None

@@ -100,7 +100,7 @@ async def test_failures_of_keys_are_counted_by_reason(receiver: Receiver) -> Non
     await receiver.http.get("/v1/events", headers={"Authorization": ""})
     await receiver.http.get("/v1/events", headers={"Authorization": "Bearer wrong"})
     after = await numbers(receiver.http)
-    assert steps(before, after, "key_failures_total") == {"missing": 1, "unknown": 1}
+    assert steps(before, after, "key_failures_total") == {"missing": 1, "wrong": 1}
     assert steps(before, after, "requests_total") == {"2xx": 1, "4xx": 2}
 
 
