@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import health, openapi, problems
-from app.bootstrap import keep_registered
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
 from app.deliveries import reprocess
@@ -37,6 +36,7 @@ from app.jasper.proof import Location
 from app.ledger.writer import Writer
 from app.registration import router as webhooks
 from app.registration.register import Registrar
+from app.registration.watch import keep_registered
 from app.sealing import Sealer
 from app.settings import Settings
 
@@ -75,7 +75,9 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
             if with_callbacks:
                 types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
-                await held.enter_async_context(_running(keep_registered(registrar, types), name="registration"))
+                await held.enter_async_context(
+                    _running(keep_registered(registrar, types, settings.registration_check), name="registration")
+                )
             yield {
                 "settings": settings,
                 "admin_key": settings.admin_api_key,
