@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import health, openapi, problems
 from app.db.engine import create_engine
+from app.db.sealed import keep_sealed
 from app.db.wakeup import Wakeup
 from app.deliveries import reprocess
 from app.deliveries import router as deliveries
@@ -73,6 +74,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 room=Room(max(ROOM, 2 * settings.max_body_bytes)),
             )
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
+            await held.enter_async_context(_running(keep_sealed(engine, sealer), name="sealing"))
             if with_callbacks:
                 types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
                 await held.enter_async_context(
