@@ -102,18 +102,23 @@ class Registration:
             retry_limit=plan.limit,
         )
 
-    def is_due(self, now: datetime, interval: timedelta) -> bool:
-        """Whether the webhook is to be looked at again: the last look is `interval` ago, or it left something undone.
+    def next_look_at(self, interval: timedelta) -> datetime | None:
+        """When the webhook is to be looked at again; None where only at the next start, as with an interval of 0.
 
         The interval doubles with each look in a row that has to mend something, up to LONGEST_INTERVAL: whoever undoes it
-        each time is not to be outdone. An interval of 0 means that only what was left undone is due.
+        each time is not to be outdone.
         """
-        undone = self.pending_since is not None or self.rotating_since is not None
-        if undone or self.state is not State.REGISTERED or self.checked_at is None:
-            return True
-        longest = max(interval, LONGEST_INTERVAL)
+        if self.checked_at is None or not interval:
+            return None
         doublings = min(max(0, self.mends_in_a_row - 1), _MOST_DOUBLINGS)
-        return bool(interval) and now - self.checked_at >= min(interval * 2**doublings, longest)
+        return self.checked_at + min(interval * 2**doublings, max(interval, LONGEST_INTERVAL))
+
+    def is_due(self, now: datetime, interval: timedelta) -> bool:
+        """Whether the webhook is to be looked at now: its time has come, or something was left undone."""
+        if self.state is not State.REGISTERED or self.pending_since is not None or self.rotating_since is not None:
+            return True
+        next_look = self.next_look_at(interval)
+        return next_look is not None and now >= next_look
 
 
 _MOST_DOUBLINGS = 12

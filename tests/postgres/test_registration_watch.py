@@ -192,6 +192,9 @@ async def test_what_somebody_did_to_the_webhook_is_undone_at_the_next_look_and_t
         deed(jasper)
         clock.now += INTERVAL
         stored = await until(lambda stored: stored.checked_at == clock.now)
+        async with asyncio.timeout(20):
+            while not (told := [record for record in caplog.records if record.levelname == "WARNING"]):
+                await asyncio.sleep(0.005)
     assert (stored.mended, stored.mended_at, stored.mends_in_a_row) == ((words,), clock.now, 1)
     assert jasper.only["callback_url"] == "https://receiver.test/callbacks/products"
     assert jasper.only["enabled"]
