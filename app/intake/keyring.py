@@ -80,7 +80,7 @@ class Keyring:
         registrations, retiring = await self._store.credentials()
         self._registrations = {one.entity_type: self._opened_before(one) for one in registrations}
         known = {each.id: each for several in self._retiring.values() for each in several}
-        opened = [known.get(each.id, each) for each in retiring]
+        opened = [known.get(each.id, each) if each.locked else each for each in retiring]
         self._retiring = {
             entity_type: [each for each in opened if each.entity_type is entity_type] for entity_type in EntityType
         }

@@ -110,8 +110,8 @@ class Registration:
         """
         if self.checked_at is None or not interval:
             return None
-        doublings = min(max(0, self.mends_in_a_row - 1), _MOST_DOUBLINGS)
-        return self.checked_at + min(interval * 2**doublings, max(interval, LONGEST_INTERVAL))
+        grown = interval * (1 << min(max(0, self.mends_in_a_row - 1), _MOST_DOUBLINGS))
+        return self.checked_at + min(grown, max(interval, LONGEST_INTERVAL))
 
     def is_due(self, now: datetime, interval: timedelta) -> bool:
         """Whether the webhook is to be looked at now: its time has come, or something was left undone."""
@@ -128,7 +128,7 @@ _MOST_DOUBLINGS = 12
 class Retiring:
     """A secret or a set of headers that was replaced, and is accepted while Jasper may still retry with it.
 
-    It has neither where it cannot be opened with today's ENCRYPTION_KEYS.
+    `locked` says that it cannot be opened with today's ENCRYPTION_KEYS, so that it is neither.
     """
 
     id: UUID
@@ -137,6 +137,7 @@ class Retiring:
     accepted_until: datetime
     signing_secret: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+    locked: bool = False
 
 
 class RegistrationStore:
@@ -294,7 +295,7 @@ class RegistrationStore:
                 return replace(credential, headers=self._open_headers(row["sealed"]))
             return replace(credential, signing_secret=self._open_secret(row["sealed"]))
         except SealingError:
-            return credential
+            return replace(credential, locked=True)
 
     def _open_secret(self, sealed: bytes | None) -> str | None:
         return None if sealed is None else self._sealer.open(sealed).decode()
