@@ -49,7 +49,9 @@ class Gate:
         self.app.state.drain = lambda: None
 
     async def _pass_on(self, request: Request) -> Response:
-        self.before.pop(request.method, lambda: None)()
+        if act := self.before.pop(request.method, None):
+            act()
+            return Response(status_code=503)
         url = f"{self._simulator.base_url}{request.url.path}"
         headers = {name: value for name, value in request.headers.items() if name in {"authorization", "content-type"}}
         answer = await self._http.request(
@@ -127,13 +129,20 @@ class World:
                     return
                 await asyncio.sleep(0.05)
 
-    async def check(self) -> None:
-        """All that was changed is in the feed, once, and the state is Jasper's."""
+    async def check(self, *, drained: bool = True) -> None:
+        """All that was changed is in the feed, once, and the state is Jasper's.
+
+        Not `drained` where Jasper goes on retrying what nobody will ever accept; the rest is then waited for.
+        """
         self.simulator.pause()
-        async with asyncio.timeout(120):
-            await self.simulator.drained()
-        feed = [event async for event in self._feed()]
         made = [(str(change.entity["id"]), change.action) for change in self.simulator.changes]
+        async with asyncio.timeout(120):
+            if drained:
+                await self.simulator.drained()
+            feed = [event async for event in self._feed()]
+            while not drained and len(feed) < len(made):
+                await asyncio.sleep(0.5)
+                feed = [event async for event in self._feed()]
         assert sorted((event["entity_id"], event["action"]) for event in feed) == sorted(made)
         expected = {str(entity["id"]): entity for entity in self.simulator.catalog.entities("product")}
         for entity_id in {event["entity_id"] for event in feed} & expected.keys():
@@ -231,16 +240,17 @@ async def answer(receiver: ReceiverProcess, secret: str) -> int:
 
 
 STEPS = {
-    "before anything is asked": ("before", "GET"),
-    "before the creation": ("before", "POST"),
-    "after the creation, its answer unheard": ("after", "POST"),
-    "after the commit, before the old one goes": ("before", "DELETE"),
-    "after the old one went": ("after", "DELETE"),
+    "receiver, before anything is asked": ("before", "GET", False),
+    "receiver, before the creation": ("before", "POST", False),
+    "receiver, after the creation, its answer unheard": ("after", "POST", False),
+    "receiver, after the commit, before the old one goes": ("before", "DELETE", False),
+    "receiver, after the old one went": ("after", "DELETE", False),
+    "command, after the creation, its answer unheard": ("after", "POST", True),
+    "command, after the commit, before the old one goes": ("before", "DELETE", True),
 }
 
 
-@pytest.mark.parametrize(("moment", "method"), STEPS.values(), ids=STEPS.keys())
-@pytest.mark.parametrize("by_command", [False, True], ids=["receiver", "command"])
+@pytest.mark.parametrize(("moment", "method", "by_command"), STEPS.values(), ids=STEPS.keys())
 async def test_rotation_killed_at_any_step_is_finished_and_loses_nothing(
     database: str, tmp_path: Path, moment: str, method: str, by_command: bool
 ) -> None:
@@ -274,7 +284,8 @@ async def test_rotation_killed_at_any_step_is_finished_and_loses_nothing(
         await here.settled()
         assert here.simulator.webhooks.all()[0].signing_secret != first
         await here.changed(50)
-        await here.check()
+        # The webhook whose secret nobody heard has called too, and its callbacks are retried and refused to the end.
+        await here.check(drained=(moment, method) != ("after", "POST"))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,13 @@ def test_every_command_is_documented_and_has_a_sentence_of_help(command: str) ->
     assert (found.help or "").strip().endswith(".") or "\n" in (found.help or "")
 
 
+def test_every_finding_of_status_has_its_heading_in_the_runbook() -> None:
+    codes = re.findall(r'_(?:problem|note)\(\s*"([a-z-]+)"', (ROOT / "app/status.py").read_text())
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs/operations/runbook.md").read_text(), re.MULTILINE)
+    assert sorted(set(codes)) == sorted(code for heading in headings for code in heading.split(", "))
+    assert len(codes) > 10
+
+
 @pytest.mark.parametrize(
     "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], key=str), ids=lambda page: page.name
 )
