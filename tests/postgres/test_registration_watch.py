@@ -232,6 +232,26 @@ async def test_many_replicas_share_one_look(engine: AsyncEngine) -> None:
     assert jasper.calls == [("GET", "/webhooks")] * 3
 
 
+async def test_replica_that_comes_to_the_lock_after_another_has_looked_does_not_look_again(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jasper, clock = FakeJasper(), Clock()
+    first, second = (registrar_for(engine, jasper, clock=clock) for _ in range(2))
+    await first.register(PRODUCT)
+    jasper.calls.clear()
+    clock.now += INTERVAL
+    load = second.store.load
+
+    async def slowly(entity_type: EntityType) -> Registration:
+        stored = await load(entity_type)
+        await first.look(PRODUCT, INTERVAL)
+        return stored
+
+    monkeypatch.setattr(second.store, "load", slowly)
+    assert await second.look(PRODUCT, INTERVAL) is None
+    assert jasper.calls == [("GET", "/webhooks")]
+
+
 async def test_replica_does_not_wait_for_another_that_is_looking(engine: AsyncEngine) -> None:
     jasper, clock = FakeJasper(), Clock()
     registrar = registrar_for(engine, jasper, clock=clock)
