@@ -13,6 +13,7 @@ from app.db.engine import UNREACHABLE
 from app.db.migrate import check_schema
 from app.domain.values import EntityType
 from app.errors import DatabaseUnavailableError, SchemaError
+from app.registration.store import Registration, State
 
 router = APIRouter(tags=["operations"])
 
@@ -28,6 +29,7 @@ class Check(BaseModel):
 
     name: Annotated[str, Field(examples=["postgres"])]
     ok: Annotated[bool, Field(examples=[True])]
+    required: Annotated[bool, Field(description="Whether the process is ready only where this is ok", examples=[True])]
     reason: Annotated[str, Field(examples=["Postgres answers, the schema is at head"])]
 
 
@@ -53,9 +55,11 @@ async def healthz() -> Live:
     },
 )
 async def readyz(request: Request, response: Response) -> Readiness:
-    """200 where every check passes, else 503. Registration troubles are told, but do not fail it while a secret is known."""
+    """200 where every required check passes, else 503. Trouble with the registration is told, but what Jasper sends is
+    received all the same, so it is not required.
+    """  # noqa: D205 - one sentence
     checks = [check async for check in _checks(request)]
-    ready = all(check.ok for check in checks)
+    ready = all(check.ok for check in checks if check.required)
     response.status_code = status.HTTP_200_OK if ready else status.HTTP_503_SERVICE_UNAVAILABLE
     return Readiness(status="ready" if ready else "not_ready", checks=checks)
 
@@ -68,6 +72,7 @@ async def _checks(request: Request) -> AsyncIterator[Check]:
         yield Check(
             name="writer",
             ok=alive,
+            required=True,
             reason=f"{state.writer.queued} callbacks wait" if alive else "the writer has stopped",
         )
         for entity_type in state.settings.jasper_webhook_entity_types:
@@ -75,6 +80,7 @@ async def _checks(request: Request) -> AsyncIterator[Check]:
             yield Check(
                 name=f"secret:{entity_type}",
                 ok=known,
+                required=True,
                 reason="a signing secret is known"
                 if known
                 else "no signing secret is known: callbacks are answered with 503",
@@ -87,22 +93,31 @@ async def _registration(request: Request) -> Check:
     registrar = request.state.registrar
     if not registrar.has_jasper:
         reason = "nothing is registered: JASPER_API_URL, JASPER_API_TOKEN and PUBLIC_URL are not set"
-        return Check(name="registration", ok=True, reason=reason)
+        return Check(name="registration", ok=True, required=False, reason=reason)
     try:
-        registrations = await registrar.store.load_all()
+        registrations: list[Registration] = await registrar.store.load_all()
     except DatabaseUnavailableError:
-        return Check(name="registration", ok=True, reason="not known while Postgres is away")
+        return Check(name="registration", ok=False, required=False, reason="not known while Postgres is away")
     states = (
         f"{one.entity_type}: {one.state}" + (f" ({one.last_error})" if one.last_error else "") for one in registrations
     )
-    return Check(name="registration", ok=True, reason="; ".join(states) or "not registered yet")
+    followed = set(request.state.settings.jasper_webhook_entity_types)
+    in_order = {one.entity_type.value for one in registrations if one.state is State.REGISTERED and not one.last_error}
+    return Check(
+        name="registration",
+        ok=followed <= in_order,
+        required=False,
+        reason="; ".join(states) or "not registered yet",
+    )
 
 
 async def _postgres(engine: AsyncEngine) -> Check:
     try:
         await check_schema(engine)
     except SchemaError as exc:
-        return Check(name="postgres", ok=False, reason=str(exc))
+        return Check(name="postgres", ok=False, required=True, reason=str(exc))
     except (SQLAlchemyError, DatabaseUnavailableError, *UNREACHABLE) as exc:
-        return Check(name="postgres", ok=False, reason=f"Postgres cannot be reached ({type(exc).__name__})")
-    return Check(name="postgres", ok=True, reason="Postgres answers, the schema is at head")
+        return Check(
+            name="postgres", ok=False, required=True, reason=f"Postgres cannot be reached ({type(exc).__name__})"
+        )
+    return Check(name="postgres", ok=True, required=True, reason="Postgres answers, the schema is at head")

@@ -15,8 +15,8 @@ from fastapi_offline import FastAPIOffline
 
 from app import health, metrics, openapi, problems, scrape, tracing
 from app.access.failures import KeyFailures
-from app.bootstrap import keep_registered
 from app.db.engine import create_engine
+from app.db.sealed import keep_sealed
 from app.db.wakeup import Wakeup
 from app.deliveries import reprocess
 from app.deliveries import router as deliveries
@@ -38,6 +38,7 @@ from app.ledger.writer import Writer
 from app.middleware import Requests
 from app.registration import router as webhooks
 from app.registration.register import Registrar
+from app.registration.watch import keep_registered
 from app.sealing import Sealer
 from app.settings import Settings
 
@@ -78,9 +79,12 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             held.callback(metrics.forget_process)
             vitals = scrape.Vitals(engine, writer, intake.room)
             await held.enter_async_context(_running(vitals.keep_fresh(), name="vitals"))
+            await held.enter_async_context(_running(keep_sealed(engine, sealer), name="sealing"))
             if with_callbacks:
                 types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
-                await held.enter_async_context(_running(keep_registered(registrar, types), name="registration"))
+                await held.enter_async_context(
+                    _running(keep_registered(registrar, types, settings.registration_check), name="registration")
+                )
             yield {
                 "settings": settings,
                 "admin_key": settings.admin_api_key,

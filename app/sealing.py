@@ -18,7 +18,9 @@ class Sealer:
     """Seals and opens bytes with a list of Fernet keys."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._fernet = MultiFernet([Fernet(key) for key in keys])
+        fernets = [Fernet(key) for key in keys]
+        self._first = fernets[0]
+        self._fernet = MultiFernet(fernets)
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt with the first key."""
@@ -33,6 +35,18 @@ class Sealer:
                 "a stored secret cannot be opened with any of ENCRYPTION_KEYS: put back the key it was sealed with, "
                 "behind the current one"
             ) from exc
+
+    def is_current(self, sealed: bytes) -> bool:
+        """Whether it was sealed with the first key."""
+        try:
+            self._first.decrypt(sealed)
+        except InvalidToken:
+            return False
+        return True
+
+    def seal_anew(self, sealed: bytes) -> bytes:
+        """The same with the first key. Raises SealingError where no key opens it."""
+        return self.seal(self.open(sealed))
 
 
 def generate_key() -> str:

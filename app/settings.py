@@ -6,6 +6,7 @@ value is a secret may also be given as a file, in the variable of its name follo
 
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
@@ -94,6 +95,12 @@ class Settings(BaseSettings):
         300, ge=1, le=86_400, description="Seconds before the first retry"
     )
     jasper_webhook_retry_limit: int = Field(5, ge=0, le=100, description="How many retries before Jasper gives up")
+    registration_check_interval: int = Field(
+        300,
+        ge=0,
+        le=86_400,
+        description="Seconds between two looks whether the webhooks at Jasper still are as registered; 0: only at the start",
+    )
     jasper_signing_secret_location: str = Field(
         "auto", description="`auto`, `header:NAME`, `body:/json/pointer` or `hmac-sha256:HEADER`"
     )
@@ -214,6 +221,11 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value()) < least:
             raise ValueError(f"must have at least {least} characters")
         return value
+
+    @property
+    def registration_check(self) -> timedelta:
+        """How far apart two looks at a webhook are."""
+        return timedelta(seconds=self.registration_check_interval)
 
     @property
     def names_jasper(self) -> bool:

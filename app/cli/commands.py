@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import logs
 from app.access.keys import ApiKey, Scope, create_key, list_keys, revoke_key
 from app.bootstrap import prepare_database, reach_database
-from app.cli.output import print_record, print_records, say
+from app.cli.output import print_advice, print_record, print_records, say
 from app.cli.simulate import simulate
 from app.clock import utc_now
 from app.db.embedded import embedded_postgres
@@ -35,6 +36,8 @@ from app.db.migrate import check_schema, migrate
 from app.db.wakeup import Wakeup
 from app.deliveries.reprocess import Reprocessor
 from app.demo import DemoOptions, run_demo
+from app.doctor.examine import examine
+from app.doctor.report import Verdict
 from app.domain.values import Action, DeliveryStatus, EntityType
 from app.errors import InvalidParametersError, NotFoundError, ReceiverError, SettingsError
 from app.feed import queries
@@ -43,12 +46,11 @@ from app.jasper.client import open_http
 from app.ledger.writer import Writer
 from app.main import create_app
 from app.registration.register import Outcome, Registrar
-from app.registration.store import RegistrationStore
 from app.sealing import Sealer, development_keys, generate_key
 from app.serving import Server, listen
 from app.settings import Settings
 from app.simulator.catalog import CatalogError
-from app.status import Status, describe, look
+from app.status import Finding, Level, Status, describe, findings, look, overview, record
 from app.workers import run as run_workers
 
 P = ParamSpec("P")
@@ -314,23 +316,63 @@ def _event_line(event: Any) -> str:
 @as_json_option
 @with_settings
 def show_status(settings: Settings, *, as_json: bool) -> None:
-    """Tell what is registered, where the feed stands, and what needs a hand."""
+    """Tell what is wrong and what to do about it, then how things stand. Exits with 1 where something needs a hand."""
 
     async def work(dsn: str, encryption_keys: list[str]) -> Status:
         async with engine_at(dsn) as engine:
-            return await look(engine, RegistrationStore(engine, Sealer(encryption_keys)))
+            return await look(engine, Sealer(encryption_keys))
 
     with database(settings) as (dsn, encryption_keys):
-        found = asyncio.run(work(dsn, encryption_keys))
-    registrations = [describe(registration, utc_now()) for registration in found.registrations]
-    counts = {name: getattr(found, name) for name in ("schema", "feed_position", "quarantined", "unproven")}
+        status = asyncio.run(work(dsn, encryption_keys))
+    now = utc_now()
+    found = findings(status, settings, now)
     if as_json:
-        print_record({"jasper": settings.jasper_api_url, **counts, "registrations": registrations}, as_json=True)
-        return
-    print_record({"jasper": settings.jasper_api_url or "not set: nothing is registered", **counts}, as_json=False)
-    for registration in registrations:
+        print_record(record(status, settings, found, now), as_json=True)
+    else:
+        _print_status(status, settings, found, now)
+    if any(finding.level is Level.PROBLEM for finding in found):
+        sys.exit(1)
+
+
+def _print_status(status: Status, settings: Settings, found: list[Finding], now: datetime) -> None:
+    if not any(finding.level is Level.PROBLEM for finding in found):
+        click.echo("Nothing needs a hand.")
+    for finding in found:
+        print_advice(str(finding.level), f"{finding.what} [{finding.code}]", finding.todo)
+    click.echo()
+    print_record(overview(status, settings), as_json=False)
+    for registration in status.registrations:
         click.echo()
-        print_record(registration, as_json=False)
+        print_record(describe(registration, status.retiring, now), as_json=False)
+    if status.consumers:
+        click.echo()
+        print_records([one.model_dump(mode="json") for one in status.consumers], as_json=False)
+
+
+@main.command()
+@as_json_option
+@with_settings
+def doctor(settings: Settings, *, as_json: bool) -> None:
+    """Try everything the receiver needs: settings, database, Jasper's API (read-only) and the way back in.
+
+    Says what it learned of what Jasper does not document. Exits with 1 where something is wrong.
+    """
+
+    async def work(dsn: str, encryption_keys: list[str]) -> bool:
+        is_well = True
+        async for one in examine(settings, dsn, Sealer(encryption_keys)):
+            is_well = is_well and one.verdict is not Verdict.WRONG
+            if as_json:
+                print_record(one.as_record(), as_json=True)
+            else:
+                print_advice(str(one.verdict), f"{one.area}: {one.what}", one.todo)
+        return is_well
+
+    with database(settings) as (dsn, encryption_keys):
+        is_well = asyncio.run(work(dsn, encryption_keys))
+    say("Nothing is wrong." if is_well else "Something is wrong.")
+    if not is_well:
+        sys.exit(1)
 
 
 @main.command()

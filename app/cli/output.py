@@ -20,6 +20,17 @@ def print_record(record: Mapping[str, object], *, as_json: bool) -> None:
             click.echo(f"{name}: {_shown(value)}")
 
 
+def print_advice(word: str, what: str, todo: str | None) -> None:
+    """Something found, under a word for how grave it is, and what to do about it; data, not talk."""
+    margin = " " * _MARGIN
+    click.echo(f"{word:<{_MARGIN}}{what}")
+    if todo:
+        click.echo(f"{margin}→ {todo}")
+
+
+_MARGIN = 10
+
+
 def print_records(records: Iterable[Mapping[str, object]], *, as_json: bool) -> None:
     """Records of one kind: a table with a heading, or one line of JSON each."""
     listed = list(records)

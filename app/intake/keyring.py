@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from app.domain.values import EntityType
@@ -85,14 +85,27 @@ class Keyring:
         return registration is not None and registration.signing_secret is not None
 
     async def refresh(self) -> None:
-        """Read the store. Raises DatabaseUnavailableError where it cannot be read; what was known last then holds."""
+        """Read the store. Raises DatabaseUnavailableError where it cannot be read; what was known last then holds.
+
+        It also holds for what cannot be opened any more: another replica has sealed it anew with a key that this one is
+        not given yet.
+        """
         self._tried_at = time.monotonic()
         registrations, retiring = await self._store.credentials()
         self._worked_out.clear()
-        self._registrations = {registration.entity_type: registration for registration in registrations}
+        self._registrations = {one.entity_type: self._opened_before(one) for one in registrations}
+        known = {each.id: each for several in self._retiring.values() for each in several}
+        opened = [known.get(each.id, each) if each.locked else each for each in retiring]
         self._retiring = {
-            entity_type: [each for each in retiring if each.entity_type is entity_type] for entity_type in EntityType
+            entity_type: [each for each in opened if each.entity_type is entity_type] for entity_type in EntityType
         }
+
+    def _opened_before(self, registration: Registration) -> Registration:
+        """The registration with the secret and headers that were opened before, where it is locked and they are the same."""
+        before = self._registrations.get(registration.entity_type)
+        if not registration.locked or before is None or before.registered_at != registration.registered_at:
+            return registration
+        return replace(registration, signing_secret=before.signing_secret, headers=before.headers)
 
     async def look_again(self) -> None:
         """Read the store because a proof failed: another replica may just have registered or rotated.

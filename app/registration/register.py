@@ -49,6 +49,9 @@ _log = logging.getLogger(__name__)
 
 NO_JASPER = "there is no Jasper to register with: set JASPER_API_URL, JASPER_API_TOKEN and PUBLIC_URL, then restart"
 
+TOO_MANY_MENDS = 3
+"""Looks in a row that each had to mend something, from which on that is a trouble of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -115,20 +118,38 @@ class Registrar:
         return self._settings.names_jasper
 
     async def register(self, entity_type: EntityType) -> Outcome:
-        """Bring one webhook in order.
+        """Bring one webhook in order: as the settings want it.
 
-        Raises ConflictError where the settings name no Jasper, JasperRefusedError or JasperUnavailableError,
-        SealingError where the stored secret cannot be opened, and UnavailableError where Postgres cannot be reached or
-        another replica does not come to an end.
+        Finishes a rotation that was broken off. Raises ConflictError where the settings name no Jasper,
+        JasperRefusedError or JasperUnavailableError, SealingError where the stored secret cannot be opened, and
+        UnavailableError where Postgres cannot be reached or another replica does not come to an end.
         """
         return await self._in_turn(entity_type, rotate=False)
 
     async def rotate(self, entity_type: EntityType) -> Outcome:
         """Replace one webhook by a new one with a new secret; the old secret is accepted until its retries are over.
 
-        Works without the old secret, too, so it is the way out where no key opens that any more. Raises as `register`.
+        Works without the old secret, too, so it is the way out where no key opens that any more. Raises as `register`;
+        where the process dies or Postgres goes away on the way, the next run finishes it.
         """
         return await self._in_turn(entity_type, rotate=True)
+
+    async def look(self, entity_type: EntityType, interval: timedelta) -> Outcome | None:
+        """Look whether one webhook still is as it was registered, and bring it in order; None where no look is due.
+
+        What was registered counts, not the settings: replicas with others may be running while a new version is rolled
+        out, and would undo each other's work. Of several replicas one looks. Raises as `register`.
+        """
+        if not (await self.store.load(entity_type)).is_due(self._clock(), interval):
+            return None
+        async with try_lock(self._engine, Lock.REGISTRATION) as held:
+            if not held:
+                return None
+            stored = await self.store.load(entity_type)
+            if not stored.is_due(self._clock(), interval):
+                return None
+            wanted = stored.recorded or wanted_webhook(self._settings, entity_type)
+            return await self._noting_failure(wanted, rotate=False, watching=True)
 
     async def _in_turn(self, entity_type: EntityType, *, rotate: bool) -> Outcome:
         if not self.has_jasper:
@@ -137,11 +158,14 @@ class Registrar:
         while time.monotonic() < give_up_at:
             async with try_lock(self._engine, Lock.REGISTRATION) as held:
                 if held:
-                    return await self._noting_failure(entity_type, rotate=rotate)
+                    return await self._noting_failure(wanted_webhook(self._settings, entity_type), rotate=rotate)
             await asyncio.sleep(self._turn.poll)
         raise UnavailableError("another replica is registering and does not come to an end: try again")
 
-    async def _noting_failure(self, entity_type: EntityType, *, rotate: bool) -> Outcome:
+    async def _noting_failure(self, wanted: WebhookProperties, *, rotate: bool, watching: bool = False) -> Outcome:
+        entity_type = wanted.entity_type
+        if rotate:
+            await self.store.mark_rotating(entity_type, self._clock())
         try:
             # Where an answer was lost, Jasper may have done what it was asked: the whole run, which begins with a look
             # at what there is, is the only thing that can safely be done again.
@@ -151,9 +175,13 @@ class Registrar:
                 wait_initial=self._patience.first_wait,
                 wait_jitter=self._patience.jitter,
             )
-            outcome = await again(_is_worth_another_look, self._run, entity_type, rotate)
+            outcome = await again(_is_worth_another_look, self._run, wanted, watching)
         except (JasperError, SealingError) as exc:
-            await self.store.fail(entity_type, problem=str(exc), now=self._clock())
+            status = exc.status if isinstance(exc, JasperError) else None
+            # Whoever asked for a rotation is told that it failed; one that was broken off is nobody's but ours.
+            await self.store.fail(
+                entity_type, problem=str(exc), status=status, now=self._clock(), rotation_given_up=rotate
+            )
             raise
         if outcome.done:
             _log.info(
@@ -166,27 +194,31 @@ class Registrar:
             )
         return outcome
 
-    async def _run(self, entity_type: EntityType, rotate: bool) -> Outcome:
-        stored = await self.store.load(entity_type)
+    async def _run(self, wanted: WebhookProperties, watching: bool) -> Outcome:
+        stored = await self.store.load(wanted.entity_type)
+        rotate = stored.rotating_since is not None
         if stored.locked and not rotate:
             raise SealingError(
                 "the stored signing secret cannot be opened with any of ENCRYPTION_KEYS: put back the key it was "
-                f"sealed with, or run `jasper-receiver rotate-secret {entity_type}` to replace it"
+                f"sealed with, or run `jasper-receiver rotate-secret {wanted.entity_type}` to replace it"
             )
-        wanted = wanted_webhook(self._settings, entity_type)
-        run = _Run(wanted, self._jasper, self.store, self._clock, stored)
+        run = _Run(wanted, self._jasper, self.store, self._clock, stored, watching)
         return await run.rotate() if rotate else await run.register()
 
 
 @dataclass
 class _Run:
-    """One run for one entity type: what is wanted, what is stored by now, and what was done."""
+    """One run for one entity type: what is wanted, what is stored by now, and what was done.
+
+    `watching` says that nobody asked for the run, so that what it has to mend was undone by somebody.
+    """
 
     wanted: WebhookProperties
     jasper: JasperClient
     store: RegistrationStore
     clock: Callable[[], datetime]
     stored: Registration
+    watching: bool
     done: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     retire_for: timedelta = timedelta(0)
@@ -338,8 +370,21 @@ class _Run:
                 f"webhook {webhook.id} is switched off in Jasper and could not be switched on again, so no callbacks "
                 "come: enable it in Jasper, then register again",
             )
+        mends = self.stored.mends_in_a_row + 1 if self.done and self.watching else 0
+        if mends >= TOO_MANY_MENDS:
+            self.problems.append(
+                f"{mends} looks in a row had to mend the webhook, so somebody or something undoes it at Jasper each time: "
+                "find out who, and until then it is looked at more rarely"
+            )
         problem = "; ".join(self.problems) or None
-        await self.store.settle(self.wanted.entity_type, state=state, problem=problem, now=self.clock())
+        await self.store.settle(
+            self.wanted.entity_type,
+            state=state,
+            problem=problem,
+            done=self.done,
+            mends_in_a_row=mends,
+            now=self.clock(),
+        )
         return Outcome(self.wanted.entity_type, webhook.id, state, tuple(self.done), problem)
 
     @asynccontextmanager
@@ -385,8 +430,8 @@ class _Run:
         """Whether what is wanted is what was last registered."""
         wanted, stored = self.wanted, self.stored
         return (
-            (wanted.name, wanted.callback_url, _plan_of(wanted))
-            == (stored.webhook_name, stored.callback_url, stored.plan)
+            (wanted.name, wanted.callback_url, _plan_of(wanted), wanted.include_entity_data)
+            == (stored.webhook_name, stored.callback_url, stored.plan, stored.include_entity_data)
             and stored.headers is not None
             and same_headers(wanted.headers, stored.headers)
         )

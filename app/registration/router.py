@@ -76,12 +76,28 @@ class WebhookOut(BaseModel):
         datetime | None,
         Field(description="Since when the present secret is known", examples=["2026-11-20T08:00:00Z"]),
     ]
+    rotating: Annotated[bool, Field(description="A rotation was asked for and is not done yet", examples=[False])]
     checked_at: Annotated[
         datetime | None,
         Field(description="When the webhook was last seen in order at Jasper", examples=["2026-11-23T09:55:00Z"]),
     ]
+    mended: Annotated[
+        list[str],
+        Field(description="What was last done to the webhook at Jasper, in words", examples=[["mended callback_url"]]),
+    ]
+    mended_at: Annotated[datetime | None, Field(description="When that was", examples=["2026-11-22T23:10:00Z"])]
+    mends_in_a_row: Annotated[
+        int,
+        Field(
+            description="How many looks up to the last one each had to mend something; 0 where all was in order",
+            examples=[0],
+        ),
+    ]
     last_error: Annotated[str | None, Field(description="What is wrong now; null where nothing is", examples=[None])]
     last_error_at: Annotated[datetime | None, Field(examples=[None])]
+    token_refused: Annotated[
+        bool, Field(description="Jasper refuses the token (401, 403): set `JASPER_API_TOKEN`", examples=[False])
+    ]
     retry_policy: Annotated[str | None, Field(examples=["linear"])]
     minimum_retry_interval: Annotated[int | None, Field(description="Seconds", examples=[300])]
     retry_limit: Annotated[int | None, Field(examples=[5])]
@@ -106,9 +122,14 @@ class WebhookOut(BaseModel):
             header_names=list(registration.headers or ()),
             last_callback_at=registration.last_callback_at,
             registered_at=registration.registered_at,
+            rotating=registration.rotating_since is not None,
             checked_at=registration.checked_at,
+            mended=list(registration.mended),
+            mended_at=registration.mended_at,
+            mends_in_a_row=registration.mends_in_a_row,
             last_error=registration.last_error,
             last_error_at=registration.last_error_at,
+            token_refused=registration.is_token_refused,
             retry_policy=plan and plan.policy,
             minimum_retry_interval=plan and plan.minimum_interval,
             retry_limit=plan and plan.limit,

@@ -5,11 +5,13 @@ retired in the same commit that stores its successor. No repr shows a secret or 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Literal
+from uuid import UUID
 
 from sqlalchemy import RowMapping, Select, delete, select
 from sqlalchemy.dialects.postgresql import Insert, insert
@@ -28,6 +30,9 @@ PENDING_AT_MOST = timedelta(hours=1)
 """How long an unfinished change at Jasper counts as under way. After that a callback whose secret is not proven is
 refused like any other, and kept apart where it may be genuine, instead of being put off for ever."""
 
+LONGEST_INTERVAL = timedelta(hours=1)
+"""How far apart two looks at a webhook may become that somebody undoes each time; a longer setting stays as it is."""
+
 
 class State(StrEnum):
     """What is known of a registration."""
@@ -42,8 +47,10 @@ class State(StrEnum):
 class Registration:
     """What is stored of one entity type's webhook; the defaults are those of one that was never registered.
 
-    `headers` and `plan` are what was registered with Jasper. `locked` says that a secret or headers are stored, but
-    cannot be opened with today's ENCRYPTION_KEYS. `proof` is the place at which the secret was last proven.
+    `headers`, `plan` and `include_entity_data` are what was registered with Jasper. `locked` says that a secret or headers
+    are stored, but cannot be opened with today's ENCRYPTION_KEYS. `rotating_since` stands while a rotation was asked for and
+    is not done. `mended` is what was last done at Jasper, and `mends_in_a_row` how many looks up to now each had to do
+    something. `proof` is the place at which the secret was last proven.
     """
 
     entity_type: EntityType
@@ -53,13 +60,19 @@ class Registration:
     webhook_name: str | None = None
     callback_url: str | None = None
     plan: RetryPlan | None = None
+    include_entity_data: bool | None = None
     signing_secret: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
     locked: bool = False
     registered_at: datetime | None = None
+    rotating_since: datetime | None = None
     checked_at: datetime | None = None
+    mended: tuple[str, ...] = ()
+    mended_at: datetime | None = None
+    mends_in_a_row: int = 0
     last_error: str | None = None
     last_error_at: datetime | None = None
+    last_error_status: int | None = None
     proof: str | None = None
     last_callback_at: datetime | None = None
 
@@ -67,15 +80,64 @@ class Registration:
         """Whether Jasper is being asked for a new webhook or secret, or was until a crash shortly before `now`."""
         return self.pending_since is not None and now - self.pending_since < PENDING_AT_MOST
 
+    @property
+    def is_token_refused(self) -> bool:
+        """Whether Jasper refuses the token, as it does at once when that was rotated."""
+        return self.last_error_status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+
+    @property
+    def recorded(self) -> WebhookProperties | None:
+        """What was last registered with Jasper; None where that is not known wholly."""
+        name, url, plan = self.webhook_name, self.callback_url, self.plan
+        if name is None or url is None or plan is None or self.headers is None or self.include_entity_data is None:
+            return None
+        return WebhookProperties(
+            name=name,
+            callback_url=url,
+            entity_type=self.entity_type,
+            include_entity_data=self.include_entity_data,
+            headers=self.headers,
+            retry_policy=plan.policy,
+            minimum_retry_interval=plan.minimum_interval,
+            retry_limit=plan.limit,
+        )
+
+    def next_look_at(self, interval: timedelta) -> datetime | None:
+        """When the webhook is to be looked at again; None where only at the next start, as with an interval of 0.
+
+        The interval doubles with each look in a row that has to mend something, up to LONGEST_INTERVAL: whoever undoes it
+        each time is not to be outdone.
+        """
+        if self.checked_at is None or not interval:
+            return None
+        grown = interval * (1 << min(max(0, self.mends_in_a_row - 1), _MOST_DOUBLINGS))
+        return self.checked_at + min(grown, max(interval, LONGEST_INTERVAL))
+
+    def is_due(self, now: datetime, interval: timedelta) -> bool:
+        """Whether the webhook is to be looked at now: its time has come, or something was left undone."""
+        if self.state is not State.REGISTERED or self.pending_since is not None or self.rotating_since is not None:
+            return True
+        next_look = self.next_look_at(interval)
+        return next_look is not None and now >= next_look
+
+
+_MOST_DOUBLINGS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Retiring:
-    """A secret or a set of headers that was replaced, and is accepted while Jasper may still retry with it."""
+    """A secret or a set of headers that was replaced, and is accepted while Jasper may still retry with it.
 
+    `locked` says that it cannot be opened with today's ENCRYPTION_KEYS, so that it is neither.
+    """
+
+    id: UUID
     entity_type: EntityType
+    kind: Literal["signing_secret", "headers"]
     accepted_until: datetime
     signing_secret: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+    locked: bool = False
 
 
 class RegistrationStore:
@@ -96,15 +158,19 @@ class RegistrationStore:
             return await self._load_all(connection)
 
     async def credentials(self) -> tuple[list[Registration], list[Retiring]]:
-        """All registrations and all retiring credentials, from one snapshot; what cannot be opened is left out."""
+        """All registrations and all retiring credentials, from one snapshot."""
         async with reading(self._engine) as connection:
             rows = await connection.execute(select(retiring_credentials).order_by(retiring_credentials.c.id.desc()))
             retiring = [self._retiring(row) for row in rows.mappings()]
-            return await self._load_all(connection), [credential for credential in retiring if credential is not None]
+            return await self._load_all(connection), retiring
 
     async def mark_pending(self, entity_type: EntityType, since: datetime | None) -> None:
         """Note that Jasper is about to be asked for a change that may bring a new secret; None takes the note back."""
         await self._note(entity_type, {"pending_since": since})
+
+    async def mark_rotating(self, entity_type: EntityType, since: datetime) -> None:
+        """Note that a rotation is asked for, so that it is done even where this process does not live to do it."""
+        await self._note(entity_type, {"rotating_since": since})
 
     async def commit(
         self,
@@ -119,13 +185,16 @@ class RegistrationStore:
         """Store what Jasper answered, and retire until `retire_until` what it replaces; returns what is stored then.
 
         `signing_secret` is None where the answer carried none: the stored one stays. `registered` is None where the
-        answer does not prove that the webhook is as it shall be. Nothing is pending afterwards.
+        answer does not prove that the webhook is as it shall be. Nothing is pending afterwards, and with another webhook
+        a rotation is done.
         """
         async with writing(self._engine) as connection:
             await connection.execute(_upsert(entity_type, {"pending_since": None}))
             row = (await connection.execute(_one(entity_type).with_for_update())).mappings().one()
             before = self._registration(row)
             values: dict[str, Any] = {"webhook_id": webhook_id}
+            if webhook_id != before.webhook_id:
+                values["rotating_since"] = None
             if signing_secret is not None and signing_secret != before.signing_secret:
                 await _retire(connection, entity_type, "signing_secret", row["signing_secret"], retire_until)
                 values |= {"signing_secret": self._sealer.seal(signing_secret.encode()), "registered_at": now}
@@ -142,14 +211,37 @@ class RegistrationStore:
             )
             return await self._load(connection, entity_type)
 
-    async def settle(self, entity_type: EntityType, *, state: State, problem: str | None, now: datetime) -> None:
+    async def settle(
+        self,
+        entity_type: EntityType,
+        *,
+        state: State,
+        problem: str | None,
+        done: Sequence[str],
+        mends_in_a_row: int,
+        now: datetime,
+    ) -> None:
         """Note that Jasper's webhook was seen and brought in order, but for `problem` where there is one."""
-        noted = {"last_error": problem, "last_error_at": now if problem else None}
-        await self._note(entity_type, {"state": state, "pending_since": None, "checked_at": now} | noted)
+        noted: dict[str, Any] = {
+            "state": state,
+            "pending_since": None,
+            "checked_at": now,
+            "mends_in_a_row": mends_in_a_row,
+            "last_error": problem,
+            "last_error_at": now if problem else None,
+            "last_error_status": None,
+        }
+        await self._note(entity_type, noted | ({"mended": list(done), "mended_at": now} if done else {}))
 
-    async def fail(self, entity_type: EntityType, *, problem: str, now: datetime) -> None:
-        """Note why the registration could not be brought in order. What was pending stays so."""
-        await self._note(entity_type, {"state": State.FAILED, "last_error": problem, "last_error_at": now})
+    async def fail(
+        self, entity_type: EntityType, *, problem: str, status: int | None, now: datetime, rotation_given_up: bool
+    ) -> None:
+        """Note why the registration could not be brought in order. What was pending stays so.
+
+        `status` is Jasper's, where it answered.
+        """
+        noted = {"state": State.FAILED, "last_error": problem, "last_error_at": now, "last_error_status": status}
+        await self._note(entity_type, noted | ({"rotating_since": None} if rotation_given_up else {}))
 
     async def _note(self, entity_type: EntityType, values: Mapping[str, Any]) -> None:
         async with writing(self._engine) as connection:
@@ -174,10 +266,16 @@ class RegistrationStore:
             plan=None
             if row["retry_policy"] is None
             else RetryPlan(row["retry_policy"], row["minimum_retry_interval"], row["retry_limit"]),
+            include_entity_data=row["include_entity_data"],
             registered_at=row["registered_at"],
+            rotating_since=row["rotating_since"],
             checked_at=row["checked_at"],
+            mended=tuple(row["mended"] or ()),
+            mended_at=row["mended_at"],
+            mends_in_a_row=row["mends_in_a_row"],
             last_error=row["last_error"],
             last_error_at=row["last_error_at"],
+            last_error_status=row["last_error_status"],
             proof=row["proof"],
             last_callback_at=row["last_callback_at"],
         )
@@ -190,14 +288,14 @@ class RegistrationStore:
         except SealingError:
             return replace(registration, locked=True)
 
-    def _retiring(self, row: RowMapping) -> Retiring | None:
-        credential = Retiring(EntityType(row["entity_type"]), row["accepted_until"])
+    def _retiring(self, row: RowMapping) -> Retiring:
+        credential = Retiring(row["id"], EntityType(row["entity_type"]), row["kind"], row["accepted_until"])
         try:
             if row["kind"] == "headers":
                 return replace(credential, headers=self._open_headers(row["sealed"]))
             return replace(credential, signing_secret=self._open_secret(row["sealed"]))
         except SealingError:
-            return None
+            return replace(credential, locked=True)
 
     def _open_secret(self, sealed: bytes | None) -> str | None:
         return None if sealed is None else self._sealer.open(sealed).decode()
@@ -225,6 +323,7 @@ def _columns(properties: WebhookProperties) -> dict[str, Any]:
         "retry_policy": properties.retry_policy,
         "minimum_retry_interval": properties.minimum_retry_interval,
         "retry_limit": properties.retry_limit,
+        "include_entity_data": properties.include_entity_data,
     }
 
 

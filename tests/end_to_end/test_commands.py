@@ -78,11 +78,44 @@ def test_a_database_that_is_not_there_is_said_in_words(command: Command) -> None
 
 
 def test_status_tells_where_things_stand(command: Command) -> None:
-    status = json.loads(command("status", "--json").stdout)
-    assert status == {
-        "jasper": None, "schema": head_revision(), "feed_position": 0, "quarantined": 0, "unproven": 0, "registrations": []
-    }  # fmt: skip
-    assert "nothing is registered" in command("status").stdout
+    shown = command("status", "--json")
+    status = json.loads(shown.stdout)
+    assert shown.returncode == 0
+    assert status["ok"]
+    assert status["problems"] == []
+    assert [note["code"] for note in status["notes"]] == ["no-jasper"]
+    assert (status["jasper"], status["schema"], status["feed_position"]) == (None, head_revision(), 0)
+    assert (status["quarantined"], status["unproven"], status["registrations"], status["consumers"]) == (0, 0, [], [])
+    assert status["sealed_values"] == {"current": 0, "older": 0, "lost": 0}
+    assert (status["event_retention_days"], status["delivery_retention_days"]) == (0, 30)
+    lines = command("status").stdout.splitlines()
+    assert lines[0] == "Nothing needs a hand."
+    assert "nothing is registered" in lines[1]
+
+
+async def test_status_tells_problems_first_with_what_to_do_and_fails(command: Command, engine: AsyncEngine) -> None:
+    await a_delivery(engine, status="quarantined", body=b"no json", reason="?")
+    shown = await asyncio.to_thread(command, "status")
+    assert shown.returncode == 1
+    first, second = shown.stdout.splitlines()[:2]
+    assert first.startswith("problem")
+    assert "[quarantined]" in first
+    assert "reprocess --status quarantined" in second
+    status = json.loads((await asyncio.to_thread(command, "status", "--json")).stdout)
+    assert not status["ok"]
+    assert [problem["code"] for problem in status["problems"]] == ["quarantined"]
+
+
+def test_the_doctor_prints_what_it_tried_and_fails_where_something_is_wrong(command: Command) -> None:
+    """The tests' own Postgres runs without fsync, and nothing else is wrong with it."""
+    shown = command("doctor", "--json")
+    assert shown.returncode == 1
+    found = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [(one["area"], one["what"]) for one in found if one["verdict"] == "wrong"] == [("database", "fsync is off")]
+    assert all(one["do"] for one in found if one["verdict"] in {"wrong", "warning"})
+    assert "Something is wrong." in shown.stderr
+    assert "wrong     database: fsync is off\n          → " in command("doctor").stdout
+    assert command("doctor", PORT="none").returncode == 2
 
 
 def test_the_feed_can_be_printed(command: Command) -> None:

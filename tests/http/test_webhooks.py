@@ -91,6 +91,7 @@ async def test_registration_is_listed_without_its_secrets(service: Service) -> N
     assert webhook.pop("last_callback_at").endswith("Z")
     assert webhook.pop("registered_at").endswith("Z")
     assert webhook.pop("checked_at").endswith("Z")
+    assert webhook.pop("mended_at").endswith("Z")
     assert webhook == {
         "entity_type": "product",
         "webhook_id": "1",
@@ -101,8 +102,12 @@ async def test_registration_is_listed_without_its_secrets(service: Service) -> N
         "secret_known": True,
         "proof": "header:x-secret",
         "header_names": ["X-Custom"],
+        "rotating": False,
+        "mended": ["created"],
+        "mends_in_a_row": 0,
         "last_error": None,
         "last_error_at": None,
+        "token_refused": False,
         "retry_policy": "linear",
         "minimum_retry_interval": 300,
         "retry_limit": 5,
@@ -147,6 +152,7 @@ async def test_jaspers_refusal_is_a_502_with_its_status_and_words(
     assert TOKEN not in answer.text
     [webhook] = (await service.client.get("/v1/webhooks")).json()["webhooks"]
     assert (webhook["state"], webhook["last_error"]) == ("failed", answer.json()["detail"])
+    assert webhook["token_refused"] == (refusal.status_code == 401)
 
 
 async def test_without_jasper_there_is_nothing_to_register_with(service_without_jasper: Service) -> None:

@@ -103,6 +103,13 @@ def test_every_command_that_takes_json_is_named_as_one_that_does() -> None:
     assert named == takes
 
 
+def test_every_finding_of_status_has_its_heading_in_the_runbook() -> None:
+    codes = re.findall(r'_(?:problem|note)\(\s*"([a-z-]+)"', (ROOT / "app/status.py").read_text())
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs/operations/runbook.md").read_text(), re.MULTILINE)
+    assert sorted(set(codes)) == sorted(code for heading in headings for code in heading.split(", "))
+    assert len(codes) > 10
+
+
 @pytest.mark.parametrize(
     "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], key=str), ids=lambda page: page.name
 )
