@@ -3,6 +3,10 @@
 All functions take a connection from `app.db.engine.reading`: the page and the head it is compared with must come from one
 snapshot. Numbers become visible in their order (`app.ledger.append`), so the head of a snapshot is a position that no
 later event can come to stand before. Wide rows are fetched last, by number, and only as many as fit into a page.
+
+What retention has removed (`app.ledger.retention`) is told by one number, and that is read in the snapshot of the page as
+well: whoever stands before it is refused, and never given a page with a hole. Some rows up to it are kept for the entities;
+no reader of events sees them.
 """
 
 from collections.abc import Sequence
@@ -13,8 +17,9 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Row, Select, Text, all_, any_, cast, func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.tables import events
+from app.db.tables import events, retention
 from app.domain.values import Action, EntityType
+from app.errors import GoneError
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, EventRecord
 from app.paging import MOST_BYTES, fitting
@@ -28,30 +33,55 @@ _LEAST_WALKED = 10_000
 _WALKED_PER_EVENT = 100
 """How many events are looked at in order before the indexes are asked: some milliseconds' worth."""
 
+HEAD = select(func.coalesce(func.max(events.c.sequence), 0)).scalar_subquery()
+"""The position behind the newest event; 0 while there is none."""
+
+OLDEST_AFTER = select(retention.c.oldest_after).scalar_subquery()
+"""The lowest position that is whole: the events up to it have been removed; 0 while none has."""
+
 _Sized = Row[int, int]
 
 
 async def head(connection: AsyncConnection) -> int:
     """The position behind the newest event; 0 while there is none."""
-    return await connection.scalar(select(func.coalesce(func.max(events.c.sequence), 0))) or 0
+    return await connection.scalar(select(HEAD)) or 0
+
+
+async def oldest_after(connection: AsyncConnection) -> int:
+    """The lowest position that is whole: from there on nothing has been removed."""
+    return await connection.scalar(select(OLDEST_AFTER)) or 0
+
+
+def removed(what: str, oldest: int) -> GoneError:
+    """The refusal of `what` (the beginning of a sentence), for which events up to the position `oldest` would be needed."""
+    return GoneError(
+        f"{what}: the events up to {oldest} have been removed, as they are older than is kept; `oldest_after` is the lowest "
+        "position from which nothing is missing",
+        extra={"oldest_after": oldest},
+    )
 
 
 async def page(
     connection: AsyncConnection,
     filters: Filters,
     *,
-    after: int,
+    after: int | None,
     limit: int,
     without: Sequence[int] = (),
     most_bytes: int = MOST_BYTES,
 ) -> EventPageRecord:
     """The oldest events behind position `after` that pass the filters: at most `limit`, and about `most_bytes`.
 
-    Those numbered `without` are left out. Its `after` is the position to go on from: the last event's where more follow,
-    else the head of the snapshot, past all that the filters skipped.
+    None begins with the oldest kept. Those numbered `without` are left out. Its `after` is the position to go on from: the
+    last event's where more follow, else the head of the snapshot, past all that the filters skipped.
+    Raises GoneError where events behind `after` have been removed.
     """
     await connection.execute(_PLAN_FOR_VALUES)
-    newest = await head(connection)
+    newest, oldest = (await connection.execute(select(HEAD, OLDEST_AFTER))).one()
+    if after is None:
+        after = oldest
+    elif after < oldest:
+        raise removed(f"position {after} is too old to go on from", oldest)
     conditions = filters.conditions()
     if without:
         conditions.append(events.c.sequence != all_(cast(without, ARRAY(BigInteger))))
@@ -64,8 +94,9 @@ async def page(
 
 
 async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None:
-    """The event with this id."""
-    row = (await connection.execute(select(*_COLUMNS).where(events.c.id == event_id))).one_or_none()
+    """The event with this id; None where there is none or it has been removed."""
+    this = events.c.id == event_id, events.c.sequence > OLDEST_AFTER
+    row = (await connection.execute(select(*_COLUMNS).where(*this))).one_or_none()
     return None if row is None else _record(row)
 
 
