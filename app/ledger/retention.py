@@ -43,13 +43,16 @@ _STEP_DELIVERIES = 500
 _REST = 1.0
 """How long is rested after a step, as a multiple of what it took: the disk belongs to the callbacks."""
 
-# Shorter than the deadlock time-out (1 s by default), so that it is always this side that gives way. A commit that is lost
-# in a crash takes its removal along, and both are done again: that need not wait for the disk.
-_CAREFUL = "SELECT set_config('lock_timeout', '500ms', true), set_config('synchronous_commit', 'off', true)"
-# Plans for the values at hand: one for all of them would take a range of numbers for half of the table.
-_PLAN_FOR_VALUES = "SET LOCAL plan_cache_mode = force_custom_plan"
+# The time-out is shorter than the one after which Postgres looks for deadlocks (1 s by default), so that it is always this
+# side that gives way. A commit that is lost in a crash takes its removal along, and both are done again: that need not wait
+# for the disk. And whatever Postgres believes of the tables, they are never walked through: not by a plan for values that
+# it does not know, which would take a range of numbers for half of the table, nor by choice.
+_CAREFUL = """
+    SELECT set_config('lock_timeout', '500ms', true), set_config('synchronous_commit', 'off', true),
+        set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'off', true)
+"""
 
-_OLDEST_AFTER = "SELECT oldest_after FROM retention FOR UPDATE"
+_OLDEST_AFTER = "SELECT oldest_after FROM retention WHERE id = 1 FOR UPDATE"
 _NEXT = """
     SELECT sequence, received_at, coalesce(octet_length(data), 0) AS size FROM events
     WHERE sequence > :oldest_after ORDER BY sequence LIMIT :count
@@ -73,7 +76,7 @@ _REMOVE_EVENTS = """
     FROM removed r
     WHERE d.id = r.delivery_id AND d.event_sequence = r.sequence AND d.data_offset IS NOT NULL
 """
-_MOVE = "UPDATE retention SET oldest_after = :last"
+_MOVE = "UPDATE retention SET oldest_after = :last WHERE id = 1"
 # Ids are made in the order of arrival, so the oldest stand first. A callback that was kept apart may have a delivery for a
 # moment before it is taken from there; should that moment end in a crash, the delivery is how its second release is known.
 _REMOVE_DELIVERIES = """
@@ -165,7 +168,6 @@ async def remove_oldest_events(engine: AsyncEngine, before: datetime) -> int:
     """
     async with writing(engine) as connection:
         await connection.execute(text(_CAREFUL))
-        await connection.execute(text(_PLAN_FOR_VALUES))
         oldest_after = await connection.scalar(text(_OLDEST_AFTER))
         found = (await connection.execute(text(_NEXT), {"oldest_after": oldest_after, "count": _STEP_EVENTS})).all()
         # A prefix: what stands behind an event that is kept is kept as well, whatever its clock said.
