@@ -23,7 +23,7 @@ from app.feed.filters import Filters
 from app.feed.stream import Streams
 from app.ledger.retention import Periods, remove, remove_oldest_events
 from tests.builders import NOW, a_delivery, an_entity, an_event, events_of
-from tests.http.conftest import PRODUCT, Reader, Receiver, Start
+from tests.http.conftest import Reader, Receiver, Start
 from tests.http.sse import event_source
 
 DAY = timedelta(days=1)
