@@ -226,7 +226,8 @@ def main(*, events: int, entities: int, seconds: float, rounds: int, directory: 
     """Measure the service with a long past beside the same with one a hundredth as long.
 
     Intake, also beside retention, pages, filters, states of the past, histories, start-up and disk. The report goes to
-    standard output, progress to standard error. Exits 0, or 1 where a callback was lost or doubled, or a call was not answered with 2xx.
+    standard output, progress to standard error. Exits 0, or 1 where a callback was lost or doubled, or a call was not
+    answered with 2xx.
     """
     with tempfile.TemporaryDirectory(prefix="jasper-growth-", dir=directory) as scratch:
         Path(scratch).chmod(0o755)  # for root's sake: Postgres then runs as somebody else

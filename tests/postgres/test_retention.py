@@ -559,4 +559,5 @@ async def test_a_step_finds_what_it_removes_in_the_indexes(engine: AsyncEngine) 
         to_go = {"after": UUID(int=0), "until": an_id(START + DAY), "before": START + DAY, "count": 500}
         plan = (await connection.scalars(text(f"EXPLAIN {retention._REMOVE_DELIVERIES}"), to_go)).all()
         assert not [line for line in plan if "Seq Scan on deliveries" in line], "\n".join(plan)
+        assert [line for line in plan if "Index Cond" in line and "id > " in line and "id < " in line], "\n".join(plan)
         assert await connection.scalar(select(func.count()).select_from(events)) == count
