@@ -3,7 +3,9 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -389,9 +391,11 @@ async def test_a_run_that_is_cut_off_is_gone_on_with(database: str, engine: Asyn
     whole = await feed(engine)
     states = [await _told(engine, str(number), None) for number in range(9)]
     cut_off = 0
+    deadline = time.monotonic() + 60
     while await oldest_after(engine) < max(
         event["sequence"] for event in whole if _time(event["received_at"]) < received(100)
     ):
+        assert time.monotonic() < deadline
         position = await oldest_after(engine)
         run = asyncio.create_task(removed_before(engine, received(100)))
         while await oldest_after(engine) == position and not run.done():
@@ -492,7 +496,49 @@ async def test_neither_the_ledger_nor_readers_wait_for_a_step(
     assert await oldest_after(engine) == 0
 
 
-async def test_one_replica_at_a_time_warns_first_and_goes_on_after_trouble(
+@asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """A task beside the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_while_another_replica_is_at_it_nothing_is_done(
+    database: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until that one ends, as crashed ones do too: the lock ends with the connection."""
+    await written(database, 30)
+    monkeypatch.setattr(retention, "_INTERVAL", 0.001)
+    tries: list[bool] = []
+
+    @asynccontextmanager
+    async def noted(engine: AsyncEngine, lock: Lock) -> AsyncIterator[bool]:
+        async with try_lock(engine, lock) as held:
+            tries.append(held)
+            yield held
+
+    monkeypatch.setattr(retention, "try_lock", noted)
+
+    async def tell_nobody() -> None: ...
+
+    async with (
+        asyncio.timeout(30),
+        try_lock(engine, Lock.RETENTION),
+        running(keep_removing(engine, Periods(DAY, DAY), warn=tell_nobody)),
+    ):
+        while len(tries) < 5:
+            await asyncio.sleep(0.001)
+        assert (set(tries), await oldest_after(engine)) == ({False}, 0)
+    async with asyncio.timeout(30), running(keep_removing(engine, Periods(DAY, DAY), warn=tell_nobody)):
+        while await oldest_after(engine) == 0:
+            await asyncio.sleep(0.001)
+
+
+async def test_each_round_is_warned_of_first_and_trouble_is_gone_on_after(
     database: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "app.ledger.retention")
@@ -508,18 +554,8 @@ async def test_one_replica_at_a_time_warns_first_and_goes_on_after_trouble(
         if len(rounds) == 4:
             second_round.set()
 
-    async with asyncio.timeout(20), try_lock(engine, Lock.RETENTION) as held:
-        assert held
-        task = asyncio.create_task(keep_removing(engine, Periods(DAY, DAY), warn=warn))
-        async with engine.connect() as connection:  # it tries, and tries again
-            for _ in range(20):
-                await connection.execute(text("SELECT 1"))
-                await asyncio.sleep(0.01)
-        assert (rounds, await oldest_after(engine)) == ([], 0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(20), running(keep_removing(engine, Periods(DAY, DAY), warn=warn)):
         await second_round.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
     assert rounds[:2] == [0, 0], "the round that failed removed nothing, and each is warned of first"
     assert rounds[2] > 0
     messages = [record.message for record in caplog.records]
