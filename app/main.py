@@ -25,6 +25,7 @@ from app.domain.values import EntityType
 from app.entities import router as entities
 from app.feed import consumer_router as consumers
 from app.feed import router as feed
+from app.feed.alarm import Alarm
 from app.feed.stream import Streams
 from app.intake import rejections, release, unproven
 from app.intake.body import ROOM, Room
@@ -34,6 +35,7 @@ from app.intake.router import CallbackDoor, Intake
 from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
+from app.ledger.retention import Periods, keep_removing
 from app.ledger.writer import Writer
 from app.middleware import Requests
 from app.registration import router as webhooks
@@ -85,6 +87,9 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 await held.enter_async_context(
                     _running(keep_registered(registrar, types, settings.registration_check), name="registration")
                 )
+            kept = Periods(settings.event_retention, settings.delivery_retention)
+            alarm = Alarm(engine, settings.event_retention)
+            await held.enter_async_context(_running(keep_removing(engine, kept, warn=alarm.look), name="retention"))
             yield {
                 "settings": settings,
                 "admin_key": settings.admin_api_key,

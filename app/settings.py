@@ -120,8 +120,10 @@ class Settings(BaseSettings):
     unproven_limit: int = Field(
         1000, ge=0, le=100_000, description="How many callbacks without a provable secret are kept apart"
     )
-    event_retention_days: int = Field(0, ge=0, description="0: for ever. Checked, but nothing is removed yet")
-    delivery_retention_days: int = Field(30, ge=0, description="0: for ever. Checked, but nothing is removed yet")
+    event_retention_days: int = Field(0, ge=0, le=36_500, description="Days for which events are kept; 0: for ever")
+    delivery_retention_days: int = Field(
+        30, ge=0, le=36_500, description="Days for which deliveries are kept; 0: for ever"
+    )
     reconcile_interval: int = Field(
         0, ge=0, description="Seconds between reconciliations; 0: only when asked. There are none yet"
     )
@@ -226,6 +228,16 @@ class Settings(BaseSettings):
     def registration_check(self) -> timedelta:
         """How far apart two looks at a webhook are."""
         return timedelta(seconds=self.registration_check_interval)
+
+    @property
+    def event_retention(self) -> timedelta | None:
+        """How long events are kept; None: for ever."""
+        return timedelta(days=self.event_retention_days) if self.event_retention_days else None
+
+    @property
+    def delivery_retention(self) -> timedelta | None:
+        """How long deliveries are kept; None: for ever."""
+        return timedelta(days=self.delivery_retention_days) if self.delivery_retention_days else None
 
     @property
     def names_jasper(self) -> bool:

@@ -20,6 +20,7 @@ from app.db.sealed import SealedCounts
 from app.db.tables import deliveries, unproven
 from app.domain.values import DeliveryStatus, EntityType
 from app.feed import consumers, queries
+from app.feed.alarm import Danger, danger
 from app.feed.consumer_schemas import Consumer
 from app.registration.register import wanted_webhook
 from app.registration.retry_window import retry_span
@@ -83,8 +84,8 @@ class Status:
         return max((one.last_callback_at for one in self.registrations if one.last_callback_at), default=None)
 
 
-async def look(engine: AsyncEngine, sealer: Sealer) -> Status:
-    """Everything at once, on a database at head. Raises DatabaseUnavailableError."""
+async def look(engine: AsyncEngine, sealer: Sealer, *, kept_for: timedelta | None) -> Status:
+    """Everything at once, on a database at head, where events are kept for so long. Raises DatabaseUnavailableError."""
     waiting = select(func.count()).where(deliveries.c.status == DeliveryStatus.QUARANTINED)
     async with reading(engine) as connection:
         postgres = await connection.scalar(text("SHOW server_version"))
@@ -102,7 +103,7 @@ async def look(engine: AsyncEngine, sealer: Sealer) -> Status:
         sealed=await sealed.count(engine, sealer),
         registrations=tuple(registrations),
         retiring=tuple(retiring),
-        consumers=tuple(await consumers.listed(engine)),
+        consumers=tuple(await consumers.listed(engine, kept_for=kept_for)),
     )
 
 
@@ -112,7 +113,7 @@ def findings(status: Status, settings: Settings, now: datetime) -> list[Finding]
         *_about_jasper(status, settings, now),
         *_about_deliveries(status),
         *_about_keys(status.sealed),
-        *_about_consumers(status),
+        *_about_consumers(status, settings.event_retention, now),
     ]
     return sorted(found, key=lambda finding: finding.level is not Level.PROBLEM)
 
@@ -275,8 +276,21 @@ def _about_keys(counts: SealedCounts) -> Iterator[Finding]:
         )
 
 
-def _about_consumers(status: Status) -> Iterator[Finding]:
+def _about_consumers(status: Status, kept_for: timedelta | None, now: datetime) -> Iterator[Finding]:
     for consumer in status.consumers:
+        match danger(consumer, kept_for, now) if kept_for else None:
+            case Danger.OVERTAKEN:
+                yield _problem(
+                    "consumer-overtaken",
+                    f"consumer {consumer.name}: events that it has not read have been removed",
+                    "let it read all entities anew, then move it: PUT /v1/consumers/{name}",
+                )
+            case Danger.EXPIRING:
+                yield _problem(
+                    "consumer-expiring",
+                    f"consumer {consumer.name}: events that it has not read will be removed from {consumer.expires_at} on",
+                    "start it, or raise EVENT_RETENTION_DAYS",
+                )
         behind = timedelta(seconds=consumer.lag_seconds)
         if behind > BEHIND_AFTER:
             yield _note(

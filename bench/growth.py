@@ -7,8 +7,8 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,8 @@ from statistics import median
 import click
 import msgspec
 
+from app.db.engine import create_engine
+from app.ledger.retention import Periods, remove
 from bench.fill import RARE_NAME, Past, fill, latest
 from bench.load import Answers, Load, send
 from bench.measure import rows_problem
@@ -119,14 +121,12 @@ class Run:
                 self.say(f"{question.name}: {answers.percentiles[0.5] * 1e3:.2f} ms")
                 found[f"{question.name}, p50", "ms"] = answers.percentiles[0.5] * 1e3
                 found[f"{question.name}, p99", "ms"] = answers.percentiles[0.99] * 1e3
-            rate, p99 = await self._intake(callbacks, process.port, dsn)
-            found["intake", "a second"] = rate
-            found["intake, p99", "ms"] = p99 * 1e3
+            found |= await self._intake(callbacks, process.port, dsn, past)
         return found
 
     def _callbacks(self, past: Past) -> Requests:
         known = latest(past, LIVELY)
-        count = int(_FASTEST * (self.seconds * self.rounds + 1))
+        count = int(_FASTEST * (self.seconds * (self.rounds + 1) + 1))
         made = bodies(known=known, first_id=FIRST_ID + past.entities)
         return write_requests(self.directory / "callbacks", ["POST /callbacks/products"] * count, made, HEADERS)
 
@@ -137,27 +137,74 @@ class Run:
         await send(replace(load, seconds=0.5))
         return await send(load)
 
-    async def _intake(self, callbacks: Requests, port: int, dsn: str) -> tuple[float, float]:
-        """The medians of some rounds: callbacks a second, and the p99 of their latency."""
-        rows = "SELECT count(*), count(DISTINCT event_sequence) FROM deliveries WHERE status = 'accepted'"
-        before = (await row(dsn, rows))[0]
+    async def _intake(self, callbacks: Requests, port: int, dsn: str, past: Past) -> dict[tuple[str, str], float]:
+        """The medians of some rounds, and one more round in which the oldest events are removed meanwhile."""
         await self.postgres.settle()
         load = Load(requests=str(callbacks.path), ports=[port], connections=_CONNECTIONS, seconds=1)
         done = [await send(load)]
-        for number in range(self.rounds):
+
+        async def one_round() -> Answers:
             first = sum(one.sent for one in done)
             done.append(await send(replace(load, first=first, seconds=self.seconds)))
-            self.say(f"intake, round {number + 1} of {self.rounds}: {done[-1].rate:,.0f}/s")
-        after, distinct = await row(dsn, rows)
+            return done[-1]
+
+        for number in range(self.rounds):
+            self.say(f"intake, round {number + 1} of {self.rounds}: {(await one_round()).rate:,.0f}/s")
+        rounds = done[1:]
+        async with _removing(dsn, past) as removal:
+            beside = await one_round()
+        self.say(f"intake while {removal.rate:,.0f} events a second are removed: {beside.rate:,.0f}/s")
+        new = f"status = 'accepted' AND event_sequence > {past.events}"
+        counts = f"SELECT count(*), count(DISTINCT event_sequence) FROM deliveries WHERE {new}"  # noqa: S608 - ours
+        rows, distinct = await row(dsn, counts)
         problem = rows_problem(
             acknowledged=sum(one.succeeded for one in done),
             failed=sum(one.failed for one in done),
-            rows=after - before,
-            distinct=distinct - before,
+            rows=rows,
+            distinct=distinct,
         )
         if problem:
             raise click.ClickException(problem)
-        return median(one.rate for one in done[1:]), median(one.percentiles[0.99] for one in done[1:])
+        return {
+            ("intake", "a second"): median(one.rate for one in rounds),
+            ("intake, p99", "ms"): median(one.percentiles[0.99] for one in rounds) * 1e3,
+            ("intake while the oldest events are removed", "a second"): beside.rate,
+            ("intake while the oldest events are removed, p99", "ms"): beside.percentiles[0.99] * 1e3,
+            ("events removed meanwhile", "a second"): removal.rate,
+        }
+
+
+@dataclass(slots=True)
+class _Removal:
+    """How many events went in a second; known once it is over."""
+
+    rate: float = 0.0
+
+
+@asynccontextmanager
+async def _removing(dsn: str, past: Past) -> AsyncIterator[_Removal]:
+    """Retention at work on the oldest fifth of the past, as long as the block lasts or there is something to do.
+
+    The deliveries stay, so that each has to be made whole first: the most that it ever has to do.
+    """
+    found = _Removal()
+    engine = create_engine(dsn, pool_size=1)
+    day = timedelta(days=1)
+    begun = ended = time.perf_counter()
+
+    def end(_: object) -> None:
+        nonlocal ended
+        ended = time.perf_counter()
+
+    work = asyncio.create_task(remove(engine, Periods(day, None), now=past.time(past.events // 5) + day))
+    work.add_done_callback(end)
+    try:
+        yield found
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        found.rate = await value(dsn, "SELECT oldest_after::float8 FROM retention") / (ended - begun)
+    finally:
+        await engine.dispose()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -178,8 +225,9 @@ class Run:
 def main(*, events: int, entities: int, seconds: float, rounds: int, directory: Path | None, as_json: bool) -> None:
     """Measure the service with a long past beside the same with one a hundredth as long.
 
-    Intake, pages, filters, states of the past, histories, start-up and disk. The report goes to standard output, progress
-    to standard error. Exits 0, or 1 where a callback was lost or doubled, or a call was not answered with 2xx.
+    Intake, also beside retention, pages, filters, states of the past, histories, start-up and disk. The report goes to
+    standard output, progress to standard error. Exits 0, or 1 where a callback was lost or doubled, or a call was not
+    answered with 2xx.
     """
     with tempfile.TemporaryDirectory(prefix="jasper-growth-", dir=directory) as scratch:
         Path(scratch).chmod(0o755)  # for root's sake: Postgres then runs as somebody else

@@ -320,7 +320,7 @@ def show_status(settings: Settings, *, as_json: bool) -> None:
 
     async def work(dsn: str, encryption_keys: list[str]) -> Status:
         async with engine_at(dsn) as engine:
-            return await look(engine, Sealer(encryption_keys))
+            return await look(engine, Sealer(encryption_keys), kept_for=settings.event_retention)
 
     with database(settings) as (dsn, encryption_keys):
         status = asyncio.run(work(dsn, encryption_keys))

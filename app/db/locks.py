@@ -22,6 +22,7 @@ class Lock(IntEnum):
     REGISTRATION = 3
     UNPROVEN = 4
     CONSUMERS = 5
+    RETENTION = 6
 
     @property
     def key(self) -> int:

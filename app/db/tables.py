@@ -140,6 +140,15 @@ unproven = Table(
     UniqueConstraint("entity_type", "digest"),
 )
 
+retention = Table(
+    "retention",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("oldest_after", BigInteger, nullable=False, comment="events up to this number have been removed; 0: none"),
+    CheckConstraint("id = 1", name="one_row"),
+)
+"""How far retention has come: one row, made by its migration. Some events up to there stay, see `app.ledger.retention`."""
+
 consumers = Table(
     "consumers",
     metadata,

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import RowMapping, select
+from sqlalchemy import RowMapping, case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import deliveries, events
 from app.deliveries.schemas import DeliveryPageRecord, DeliveryRecord, DeliverySummaryRecord
 from app.domain.values import Delivery, DeliveryStatus, EntityType
+from app.feed.queries import OLDEST_AFTER
 
 _SUMMARY = [
     *(
         deliveries.c[name]
         for name in ("id", "entity_type", "status", "received_at", "client", "proof", "size", "reason")
     ),
-    events.c.id.label("event_id"),
+    # Some events that have been removed are still there, hidden, for their entities.
+    case((events.c.sequence > OLDEST_AFTER, events.c.id)).label("event_id"),
     deliveries.c.duplicate_of,
 ]
 _WITH_EVENT = deliveries.outerjoin(events, events.c.sequence == deliveries.c.event_sequence)
@@ -60,26 +62,26 @@ async def one(connection: AsyncConnection, delivery_id: UUID) -> DeliveryRecord 
 
 
 async def kept(connection: AsyncConnection, ids: Sequence[UUID]) -> list[tuple[UUID, Delivery]]:
-    """The deliveries with these ids as they came, in the order of their ids.
+    """The deliveries with these ids as they came, in the order of their ids; unknown ones are left out.
 
-    Left out are unknown ones, and those whose body is gone with its event.
+    They are not removed before the transaction has ended: one that was written again after that would be new to the ledger.
     """
     parts = [
         deliveries.c[name]
         for name in ("id", "entity_type", "received_at", "client", "proof", "headers", "body", "data_offset")
     ]
     query = select(*parts, events.c.data).select_from(_WITH_EVENT).where(deliveries.c.id.in_(ids))
-    rows = (await connection.execute(query.order_by(deliveries.c.id))).mappings()
-    return [(row["id"], _delivery(row, body)) for row in rows if (body := _whole(row)) is not None]
+    query = query.order_by(deliveries.c.id).with_for_update(key_share=True, read=True, of=deliveries)
+    return [(row["id"], _delivery(row)) for row in (await connection.execute(query)).mappings()]
 
 
-def _delivery(row: RowMapping, body: bytes) -> Delivery:
+def _delivery(row: RowMapping) -> Delivery:
     return Delivery(
         entity_type=EntityType(row["entity_type"]),
         received_at=row["received_at"],
         client=row["client"],
         headers=tuple((name, value) for name, value in json.loads(row["headers"])),
-        body=body,
+        body=_whole(row),
         proof=row["proof"],
     )
 
@@ -90,19 +92,17 @@ async def summaries(connection: AsyncConnection, ids: Sequence[UUID]) -> list[De
     return [DeliverySummaryRecord(**row) for row in (await connection.execute(query)).mappings()]
 
 
-def _whole(row: RowMapping) -> bytes | None:
-    """The body as it came; None where the event that keeps the middle of it is gone."""
+def _whole(row: RowMapping) -> bytes:
+    """The body as it came. Whatever removes the event that keeps the middle of it puts that back first."""
     body: bytes = row["body"]
     offset: int | None = row["data_offset"]
-    data: str | None = row["data"]
     if offset is None:
         return body
-    return None if data is None else body[:offset] + data.encode() + body[offset:]
+    data: str = row["data"]
+    return body[:offset] + data.encode() + body[offset:]
 
 
-def _as_text(body: bytes | None) -> tuple[str | None, str]:
-    if body is None:
-        return None, "utf-8"
+def _as_text(body: bytes) -> tuple[str, str]:
     try:
         return body.decode(), "utf-8"
     except UnicodeDecodeError:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access.dependencies import AdminKey, lacking
 from app.access.keys import Scope
 from app.clock import utc_now
-from app.db.engine import reading
+from app.db.engine import reading, writing
 from app.deliveries import queries
 from app.deliveries.schemas import DeliverySummaryRecord
 from app.domain.values import Delivery, DeliveryStatus, Entry
@@ -75,9 +75,9 @@ class Reprocessor:
     async def _read_again(self, known: Sequence[DeliverySummaryRecord]) -> list[DeliverySummaryRecord]:
         after: list[DeliverySummaryRecord] = []
         for ids in _portions(known):
-            async with reading(self.engine) as connection:
+            async with writing(self.engine) as connection:  # locks them, and writes nothing
                 kept = await queries.kept(connection, ids)
-            await asyncio.gather(*(self._commit(delivery_id, delivery) for delivery_id, delivery in kept))
+                await asyncio.gather(*(self._commit(delivery_id, delivery) for delivery_id, delivery in kept))
             async with reading(self.engine) as connection:
                 after += await queries.summaries(connection, ids)
         return after
@@ -112,7 +112,8 @@ class Reprocessed(BaseModel):
     event_id: Annotated[
         UUID | None,
         Field(
-            description="Its event; of a duplicate: the original's", examples=["01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11"]
+            description="Its event, while that is kept; of a duplicate: the original's",
+            examples=["01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11"],
         ),
     ]
     reason: Annotated[
@@ -216,5 +217,5 @@ async def reprocess_delivery(
     reprocessor: Reprocessor = request.state.reprocessor
     found = await reprocessor.reprocess([delivery_id])
     if not found:
-        raise NotFoundError("there is no delivery with this id")
+        raise NotFoundError("there is no delivery with this id, or it is kept no longer")
     return Reprocessed.model_validate(found[0])

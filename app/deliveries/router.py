@@ -85,5 +85,5 @@ async def get_delivery(
     async with reading(request.state.engine) as connection:
         delivery = await queries.one(connection, delivery_id)
     if delivery is None:
-        raise NotFoundError("there is no delivery with this id")
+        raise NotFoundError("there is no delivery with this id, or it is kept no longer")
     return Response(msgspec.json.encode(delivery), media_type="application/json")

@@ -34,7 +34,7 @@ class DeliveryRecord(DeliverySummaryRecord, frozen=True):
     traceparent: str | None
     reading: msgspec.Raw
     headers: msgspec.Raw
-    body: str | None
+    body: str
     body_encoding: str
 
 
@@ -64,7 +64,8 @@ class DeliverySummary(BaseModel):
     event_id: Annotated[
         UUID | None,
         Field(
-            description="Its event; of a duplicate: the original's", examples=["01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11"]
+            description="Its event, while that is kept; of a duplicate: the original's",
+            examples=["01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11"],
         ),
     ]
     duplicate_of: Annotated[UUID | None, Field(description="The delivery that it repeats", examples=[None])]
@@ -92,9 +93,9 @@ class Delivery(DeliverySummary):
         Field(description="In the order they came", examples=[[["host", "receiver.example.com"]]]),
     ]
     body: Annotated[
-        str | None,
+        str,
         Field(
-            description="As it came; null once its event, which keeps the entity's text, has been removed",
+            description="As it came",
             examples=['{"event": "product.updated", "data": {"id": 1001, "price": 49.0}}'],
         ),
     ]

@@ -5,12 +5,13 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, ScalarSelect, Select, case, func, select
+from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import entities, events
 from app.domain.values import Action, EntityType
 from app.entities.schemas import EntityPageRecord, EntityRecord
+from app.feed import queries as feed
 from app.paging import fitting
 
 _newest = events.alias("newest")
@@ -89,15 +90,11 @@ async def state_as_of(
 
     None where it had not been seen by then. Every event carries what the fold made of its entity, so the last one is
     enough. Times grow with the numbers, so a time stands for the position of the last event received by then.
+    Raises GoneError where the last one may have been removed. Retention keeps the newest of the events that it removes of
+    an entity, and what that one stands on: from there on every state is certain, and where there is none, there never was.
     """
     position = point if isinstance(point, int) else _position_at(point)
-    last = (
-        select(events.c.sequence)
-        .where(events.c.entity_type == entity_type, events.c.entity_id == entity_id, events.c.sequence <= position)
-        .order_by(events.c.sequence.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
+    last = _last(entity_type, entity_id, events.c.sequence <= position)
     completed_late = events.c.entity_data_sequence > events.c.entity_sequence
     columns = (
         *(events.c[name] for name in ("entity_type", "entity_id")),
@@ -106,6 +103,8 @@ async def state_as_of(
         case((completed_late, _holder.c.received_at), else_=_newest.c.received_at).label("updated_at"),
         events.c.entity_source_updated_at.label("source_updated_at"),
         case((_newest.c.action == Action.DELETE, _newest.c.received_at)).label("deleted_at"),
+        events.c.sequence.label("last"),
+        feed.OLDEST_AFTER.label("oldest_after"),
     )
     query = (
         select(*columns)
@@ -118,6 +117,11 @@ async def state_as_of(
         .where(events.c.sequence == last)
     )
     row = (await connection.execute(query)).one_or_none()
+    if row is None or row.last <= row.oldest_after:
+        left = _last(entity_type, entity_id, events.c.sequence <= feed.OLDEST_AFTER)
+        left_of_it, oldest = (await connection.execute(select(left, feed.OLDEST_AFTER))).one()
+        if left_of_it != (None if row is None else row.last):
+            raise feed.removed("this state is kept no longer", oldest)
     return None if row is None else State(row)
 
 
@@ -126,6 +130,17 @@ def _position_at(moment: datetime) -> ScalarSelect[int]:
         select(events.c.sequence)
         .where(events.c.received_at <= moment)
         .order_by(events.c.received_at.desc(), events.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def _last(entity_type: EntityType, entity_id: str, condition: ColumnElement[bool]) -> ScalarSelect[int]:
+    """The number of the last event of an entity for which that holds."""
+    return (
+        select(events.c.sequence)
+        .where(events.c.entity_type == entity_type, events.c.entity_id == entity_id, condition)
+        .order_by(events.c.sequence.desc())
         .limit(1)
         .scalar_subquery()
     )

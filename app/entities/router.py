@@ -83,7 +83,9 @@ class HistoryParameters(Page):
     """What `GET /v1/{collection}/{entity_id}/events` takes."""
 
     after: Position | None = Field(
-        None, description="Only events behind this position: the `after` of the page before", examples=[1041]
+        None,
+        description="Only events behind this position: the `after` of the page before. Missing: from the oldest kept",
+        examples=[1041],
     )
 
 
@@ -139,11 +141,11 @@ async def list_entity_events(
     query: Annotated[HistoryParameters, Depends(read_query(HistoryParameters))],
     media_type: PageType,
 ) -> Response:
-    """Everything that is known to have happened to one entity, oldest first, stale events included. Pages like the feed."""
+    """Everything that is kept of what happened to one entity, oldest first, stale events included. Pages like the feed."""
     async with reading(request.state.engine) as connection:
         await _known(connection, collection, entity_id)
         wanted = Filters(entity_type=(collection.entity_type,), entity_id=(entity_id,), include_stale=True)
-        page = await feed.page(connection, wanted, after=query.after or 0, limit=query.limit)
+        page = await feed.page(connection, wanted, after=query.after, limit=query.limit)
     return await page_response(request, page, media_type)
 
 
@@ -156,7 +158,7 @@ router.add_api_route(
     response_model=EventPage,
     responses={
         200: described_page("/v1/products/1001/events?after=1042"),
-        **documented(*_READING_ERRORS, _NEVER_SEEN, NotAcceptableError),
+        **documented(*_READING_ERRORS, _NEVER_SEEN, GoneError, NotAcceptableError),
     },
 )
 
@@ -189,7 +191,11 @@ async def get_entity(
         Header(description="Answer 304 if the entity still has this `ETag`", examples=['"1042"']),
     ] = None,
 ) -> Response:
-    """The entity as it is now, or was at some point. Its `ETag` changes with every event that moves its state."""
+    """The entity as it is now, or was at some point. Its `ETag` changes with every event that moves its state.
+
+    410 has the last state in `entity` where the entity was deleted, and `oldest_after` where the state of that point is
+    kept no longer: every state at that position or later is.
+    """
     async with reading(request.state.engine) as connection:
         state = await _known(connection, collection, entity_id, query.as_of)
         if not state.is_deleted and _matches(if_none_match or [], state.tag):
@@ -203,7 +209,10 @@ async def get_entity(
 async def _known(
     connection: AsyncConnection, collection: Collection, entity_id: str, as_of: int | datetime | None = None
 ) -> queries.State:
-    """The state of an entity, deleted or not. Raises NotFoundError where it was never seen, or not by then."""
+    """The state of an entity, deleted or not.
+
+    Raises NotFoundError where it was never seen, or not by then; GoneError where that state is kept no longer.
+    """
     found = None
     if is_storable(entity_id):
         found = (

@@ -1,6 +1,7 @@
 """`/v1/consumers`: named positions in the feed, their pages, acks, leases and parked events."""
 
 import re
+from datetime import timedelta
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,7 @@ from app.errors import (
     BodyTooLargeError,
     ConflictError,
     DatabaseUnavailableError,
+    GoneError,
     InvalidParametersError,
     KeyMissingError,
     LeasedError,
@@ -36,6 +38,7 @@ from app.feed.filters import Filters
 from app.feed.waiting import look_until_there
 from app.paging import Lease, NoParameters, Page, Wait, described_body, read_body, read_query
 from app.problems import documented
+from app.settings import Settings
 
 router = APIRouter(prefix="/v1/consumers", tags=["consumers"])
 
@@ -69,6 +72,12 @@ ConsumerName = Annotated[str, Depends(_consumer_name)]
 """Stands behind the key in a signature."""
 
 
+def _kept_for(request: Request) -> timedelta | None:
+    """For how long this process keeps events."""
+    settings: Settings = request.state.settings
+    return settings.event_retention
+
+
 class ConsumerPageParameters(Filters, Page):
     """What `GET /v1/consumers/{name}/events` takes."""
 
@@ -88,7 +97,7 @@ class ConsumerPageParameters(Filters, Page):
 )
 async def list_consumers(request: Request, _key: ReadKey, _none: NoParameters) -> ConsumerList:
     """Every consumer, by name. There are at most 1000."""
-    return ConsumerList(consumers=await consumers.listed(request.state.engine))
+    return ConsumerList(consumers=await consumers.listed(request.state.engine, kept_for=_kept_for(request)))
 
 
 @router.put(
@@ -97,7 +106,7 @@ async def list_consumers(request: Request, _key: ReadKey, _none: NoParameters) -
     summary="Create a consumer, or move it",
     responses={
         201: {"model": Consumer, "description": "Created"},
-        **documented(*_WRITE_ERRORS, *_BODY_ERRORS, ConflictError),
+        **documented(*_WRITE_ERRORS, *_BODY_ERRORS, ConflictError, GoneError),
     },
     openapi_extra=described_body(ConsumerStart, required=False),
 )
@@ -112,9 +121,10 @@ async def put_consumer(
     """Create the consumer at `start`, or move an existing one there: back to read again, or forward to skip.
 
     Without a `start` (or a body) a new consumer begins with the oldest event, and an existing one stays where it is, so that
-    a service may send this whenever it starts. A move ends a lease that somebody holds.
+    a service may send this whenever it starts. A move ends a lease that somebody holds. A position from which events have
+    been removed is 410 with `oldest_after`, the lowest there may be.
     """
-    consumer, is_new = await consumers.put(request.state.engine, name, given.start)
+    consumer, is_new = await consumers.put(request.state.engine, name, given.start, kept_for=_kept_for(request))
     response.status_code = 201 if is_new else 200
     return consumer
 
@@ -127,7 +137,7 @@ async def put_consumer(
 )
 async def get_consumer(request: Request, _key: ReadKey, name: ConsumerName, _none: NoParameters) -> Consumer:
     """Where the consumer stands, and how far that is behind the feed."""
-    return await consumers.one(request.state.engine, name)
+    return await consumers.one(request.state.engine, name, kept_for=_kept_for(request))
 
 
 @router.delete(
@@ -147,7 +157,7 @@ async def delete_consumer(request: Request, _key: WriteKey, name: ConsumerName, 
     operation_id="listConsumerEvents",
     summary="The page behind a consumer's position",
     response_model=ConsumerPage,
-    responses=documented(*_ERRORS, _UNKNOWN, LeasedError),
+    responses=documented(*_ERRORS, _UNKNOWN, LeasedError, GoneError),
 )
 async def list_consumer_events(
     request: Request,
@@ -160,6 +170,9 @@ async def list_consumer_events(
     With `lease` the page is this caller's alone: everybody else gets 409, with the seconds left in `Retry-After`, until it
     is acknowledged with its `lease_id` or the time is over. An empty page is not leased. With `wait` the answer comes as
     soon as there is an event and nobody else holds the page.
+
+    410 with `oldest_after` says that the consumer is overtaken: events behind its position have been removed, as they were
+    older than is kept. It stays so until it is moved on purpose, with a `start`.
     """
     if query.lease is not None and Scope.WRITE not in key.scopes:
         raise ScopeMissingError("a page with a lease needs a key with the scopes read and write")
@@ -203,7 +216,7 @@ async def ack_consumer(
 
     Of a leased page: with its `lease_id`, which ends the lease, unless `lease` keeps it for so many seconds more.
     """
-    return await consumers.acknowledge(request.state.engine, name, given)
+    return await consumers.acknowledge(request.state.engine, name, given, kept_for=_kept_for(request))
 
 
 @router.post(

@@ -119,6 +119,23 @@ class Consumer(BaseModel):
         datetime | None,
         Field(description="Until when somebody holds the page; null where nobody does", examples=[None]),
     ]
+    expires_at: Annotated[
+        datetime | None,
+        Field(
+            description=(
+                "When the oldest event behind the position will be removed; null where there is none, or events are kept "
+                "for ever"
+            ),
+            examples=["2026-12-23T10:00:01.250000Z"],
+        ),
+    ]
+    overtaken: Annotated[
+        bool,
+        Field(
+            description="Events behind the position have been removed before they were acknowledged: the page is 410",
+            examples=[False],
+        ),
+    ]
 
 
 class ConsumerList(BaseModel):

@@ -22,6 +22,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    null,
     select,
     text,
     true,
@@ -36,6 +37,7 @@ from app.errors import ConflictError, LeasedError, NotFoundError
 from app.feed import queries
 from app.feed.consumer_schemas import Ack, Consumer, ConsumerPageRecord, Park, ParkedEvent
 from app.feed.filters import Filters
+from app.feed.queries import HEAD, OLDEST_AFTER
 from app.feed.schemas import EventPageRecord
 
 MOST_CONSUMERS = 1000
@@ -48,8 +50,11 @@ where they are so new that Postgres has not vacuumed them yet."""
 
 Start = Literal["earliest", "latest"] | int | None
 
-_EARLIEST = select(func.coalesce(func.min(events.c.sequence) - 1, 0)).scalar_subquery()
-_HEAD = select(func.coalesce(func.max(events.c.sequence), 0)).scalar_subquery()
+_EARLIEST = (
+    select(func.coalesce(func.min(events.c.sequence) - 1, OLDEST_AFTER))
+    .where(events.c.sequence > OLDEST_AFTER)
+    .scalar_subquery()
+)
 _IS_LEASED = func.coalesce(consumers.c.leased_until > func.now(), false())
 _NO_LEASE: dict[str, None] = {"lease_id": None, "leased_until": None}
 
@@ -65,11 +70,12 @@ class Look:
     page: ConsumerPageRecord
 
 
-async def put(engine: AsyncEngine, name: str, start: Start) -> tuple[Consumer, bool]:
+async def put(engine: AsyncEngine, name: str, start: Start, *, kept_for: timedelta | None) -> tuple[Consumer, bool]:
     """Create the consumer, or move it where `start` says; returns it, and whether it is new.
 
-    A move ends a lease, so that whoever held it cannot undo the move. Raises ConflictError where the position is past the
-    end of the feed, or there are too many consumers.
+    A move ends a lease, so that whoever held it cannot undo the move. `kept_for` is for how long events are kept, None
+    for ever, here and below. Raises ConflictError where the position is past the end of the feed, or there are too many
+    consumers, and GoneError where events behind the position have been removed.
     """
     async with writing(engine) as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.CONSUMERS.key})
@@ -83,12 +89,15 @@ async def put(engine: AsyncEngine, name: str, start: Start) -> tuple[Consumer, b
                 await connection.execute(insert(consumers).values(name=name, **moved))
             else:
                 await connection.execute(update(consumers).where(consumers.c.name == name).values(**moved))
-        return await _one(connection, name), known is None
+        return await _one(connection, name, kept_for), known is None
 
 
 async def _position(connection: AsyncConnection, start: Start) -> int:
-    """The position that is meant. Raises ConflictError where it is past the end of the feed."""
-    earliest, head = (await connection.execute(select(_EARLIEST, _HEAD))).one()
+    """The position that is meant.
+
+    Raises ConflictError where it is past the end of the feed, GoneError where it is before the oldest kept.
+    """
+    earliest, head, oldest_after = (await connection.execute(select(_EARLIEST, HEAD, OLDEST_AFTER))).one()
     match start:
         case None | "earliest":
             return int(earliest)
@@ -96,20 +105,22 @@ async def _position(connection: AsyncConnection, start: Start) -> int:
             return int(head)
     if start > head:
         raise ConflictError(f"{start} is past the end of the feed: its newest event is number {head}")
+    if start < oldest_after:
+        raise queries.removed(f"a consumer cannot start at position {start}", oldest_after)
     return start
 
 
-async def listed(engine: AsyncEngine) -> list[Consumer]:
+async def listed(engine: AsyncEngine, *, kept_for: timedelta | None) -> list[Consumer]:
     """All consumers, by name."""
     async with reading(engine) as connection:
-        rows = await connection.execute(_with_lag(select(consumers)).order_by("name"))
+        rows = await connection.execute(_with_lag(select(consumers), kept_for).order_by("name"))
         return [_consumer(row) for row in rows]
 
 
-async def one(engine: AsyncEngine, name: str) -> Consumer:
+async def one(engine: AsyncEngine, name: str, *, kept_for: timedelta | None) -> Consumer:
     """The consumer of this name. Raises NotFoundError."""
     async with reading(engine) as connection:
-        return await _one(connection, name)
+        return await _one(connection, name, kept_for)
 
 
 async def remove(engine: AsyncEngine, name: str) -> None:
@@ -127,7 +138,7 @@ async def page(
 
     `before` is an empty look from a moment ago: what it has passed is not looked at again, unless the consumer was moved or
     has set other events aside.
-    Raises NotFoundError, and LeasedError while somebody holds the page.
+    Raises NotFoundError, LeasedError while somebody holds the page, and GoneError where events of it have been removed.
     """
     while True:
         async with reading(engine) as connection:
@@ -187,7 +198,7 @@ async def _take(engine: AsyncEngine, name: str, position: int, seconds: int) -> 
         return None if taken.one_or_none() is None else lease_id
 
 
-async def acknowledge(engine: AsyncEngine, name: str, ack: Ack) -> Consumer:
+async def acknowledge(engine: AsyncEngine, name: str, ack: Ack, *, kept_for: timedelta | None) -> Consumer:
     """Move the consumer forward; its lease ends, unless `ack.lease` keeps it. To repeat an ack changes nothing.
 
     Raises NotFoundError; ConflictError where that would be backwards or past the end of the feed, or somebody else holds
@@ -200,14 +211,14 @@ async def acknowledge(engine: AsyncEngine, name: str, ack: Ack) -> Consumer:
         is_holder = ack.lease_id is not None and ack.lease_id == found.lease_id
         is_repeated = ack.after == found.position and ack.lease is None and not is_holder
         if not is_repeated:
-            _refuse_wrong(ack, found, is_holder=is_holder, head=await connection.scalar(select(_HEAD)) or 0)
+            _refuse_wrong(ack, found, is_holder=is_holder, head=await connection.scalar(select(HEAD)) or 0)
             values: dict[str, Any] = {"position": ack.after, **_NO_LEASE}
             if ack.lease is not None:
                 values |= {"lease_id": ack.lease_id, "leased_until": _in(ack.lease)}
             if ack.after != found.position:
                 values["updated_at"] = func.now()
             await connection.execute(update(consumers).where(consumers.c.name == name).values(**values))
-        return await _one(connection, name)
+        return await _one(connection, name, kept_for)
 
 
 def _refuse_wrong(ack: Ack, found: _Found, *, is_holder: bool, head: int) -> None:
@@ -238,7 +249,8 @@ async def park(engine: AsyncEngine, name: str, given: Park) -> ParkedEvent:
         this = _parked(name).where(parked_events.c.sequence == given.sequence)
         if (known := (await connection.execute(this)).one_or_none()) is not None:
             return _parked_event(known)
-        if await connection.scalar(select(events.c.id).where(events.c.sequence == given.sequence)) is None:
+        wanted = events.c.sequence == given.sequence, events.c.sequence > OLDEST_AFTER
+        if await connection.scalar(select(events.c.id).where(*wanted)) is None:
             raise ConflictError(f"there is no event number {given.sequence}")
         own = select(func.count()).select_from(parked_events).where(parked_events.c.consumer == name)
         if (await connection.scalar(own) or 0) >= MOST_PARKED:
@@ -274,25 +286,26 @@ async def _lock(connection: AsyncConnection, name: str) -> _Found | None:
     return (await connection.execute(row.where(consumers.c.name == name).with_for_update(key_share=True))).one_or_none()
 
 
-async def _one(connection: AsyncConnection, name: str) -> Consumer:
-    row = (await connection.execute(_with_lag(select(consumers).where(consumers.c.name == name)))).one_or_none()
+async def _one(connection: AsyncConnection, name: str, kept_for: timedelta | None) -> Consumer:
+    chosen = select(consumers).where(consumers.c.name == name)
+    row = (await connection.execute(_with_lag(chosen, kept_for))).one_or_none()
     if row is None:
         raise _unknown(name)
     return _consumer(row)
 
 
-def _with_lag(chosen: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The chosen consumers and how far they are behind, in one statement.
+def _with_lag(chosen: Select[*tuple[Any, ...]], kept_for: timedelta | None) -> Select[*tuple[Any, ...]]:
+    """The chosen consumers, how far they are behind and how long they may be, in one statement.
 
     Numbers have holes, so events have to be counted. Each stretch between one position and the next is counted once,
     however many consumers are behind it, and nothing further back than `COUNTED` numbers.
     """
-    feed = select(_EARLIEST.label("start"), _HEAD.label("head")).cte("feed")
+    feed = select(_EARLIEST.label("start"), HEAD.label("head"), OLDEST_AFTER.label("oldest_after")).cte("feed")
     which = chosen.subquery("which")
     behind = func.greatest(which.c.position, feed.c.start)
     counted_from = func.greatest(behind, feed.c.head - COUNTED)
     shown = (
-        select(*which.c, feed.c.head, behind.label("behind"), counted_from.label("counted_from"))
+        select(*which.c, *feed.c, behind.label("behind"), counted_from.label("counted_from"))
         .select_from(which.join(feed, true()))
         .cte("shown")
     )
@@ -314,6 +327,7 @@ def _with_lag(chosen: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
         .limit(1)
         .scalar_subquery()
     )
+    expires_at = null() if kept_for is None else oldest + kept_for
     return select(
         shown.c.name,
         shown.c.position,
@@ -321,6 +335,8 @@ def _with_lag(chosen: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
         func.greatest(func.coalesce(extract("epoch", func.now() - oldest), 0), 0).label("lag_seconds"),
         shown.c.updated_at,
         case((shown.c.leased_until > func.now(), shown.c.leased_until)).label("leased_until"),
+        expires_at.label("expires_at"),
+        (shown.c.position < shown.c.oldest_after).label("overtaken"),
     ).select_from(shown.join(counts, counts.c.counted_from == shown.c.counted_from))
 
 
@@ -332,7 +348,11 @@ def _parked(name: str) -> Select[*tuple[Any, ...]]:
     parts = (parked_events.c.reason, parked_events.c.parked_at, events.c.entity_type, events.c.entity_id)
     return (
         select(parked_events.c.sequence, events.c.id.label("event_id"), *parts)
-        .select_from(parked_events.outerjoin(events, events.c.sequence == parked_events.c.sequence))
+        .select_from(
+            parked_events.outerjoin(
+                events, (events.c.sequence == parked_events.c.sequence) & (events.c.sequence > OLDEST_AFTER)
+            )
+        )
         .where(parked_events.c.consumer == name)
     )
 

@@ -3,6 +3,10 @@
 All functions take a connection from `app.db.engine.reading`: the page and the head it is compared with must come from one
 snapshot. Numbers become visible in their order (`app.ledger.append`), so the head of a snapshot is a position that no
 later event can come to stand before. Wide rows are fetched last, by number, and only as many as fit into a page.
+
+What retention has removed (`app.ledger.retention`) is told by one number, and that is read in the snapshot of the page as
+well: whoever stands before it is refused, and never given a page with a hole. Some rows up to it are kept for the entities;
+no reader of events sees them.
 """
 
 from collections.abc import Sequence
@@ -14,8 +18,9 @@ from sqlalchemy import ARRAY, BigInteger, ColumnElement, Select, Text, all_, cas
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.engine import driver_of
-from app.db.tables import events
+from app.db.tables import events, retention
 from app.domain.values import Action, EntityType
+from app.errors import GoneError
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, EventRecord
 from app.paging import MOST_BYTES, fitting
@@ -35,11 +40,32 @@ _IN_ORDER = """
     FROM events WHERE sequence > $1 AND (NOT stale OR $2) AND sequence <> ALL($3::bigint[]) ORDER BY sequence LIMIT $4
 """
 
+HEAD = select(func.coalesce(func.max(events.c.sequence), 0)).scalar_subquery()
+"""The position behind the newest event; 0 while there is none."""
+
+OLDEST_AFTER = select(retention.c.oldest_after).scalar_subquery()
+"""The lowest position that is whole: the events up to it have been removed; 0 while none has."""
+
+_BOUNDS = "SELECT (SELECT max(sequence) FROM events) AS newest, (SELECT oldest_after FROM retention) AS oldest"
+
 
 async def head(connection: AsyncConnection) -> int:
     """The position behind the newest event; 0 while there is none."""
-    driver = await driver_of(connection)
-    return await driver.fetchval("SELECT max(sequence) FROM events") or 0
+    return await connection.scalar(select(HEAD)) or 0
+
+
+async def oldest_after(connection: AsyncConnection) -> int:
+    """The lowest position that is whole: from there on nothing has been removed."""
+    return await connection.scalar(select(OLDEST_AFTER)) or 0
+
+
+def removed(what: str, oldest: int) -> GoneError:
+    """The refusal of `what` (the beginning of a sentence), for which events up to the position `oldest` would be needed."""
+    return GoneError(
+        f"{what}: the events up to {oldest} have been removed, as they are older than is kept; `oldest_after` is the lowest "
+        "position from which nothing is missing",
+        extra={"oldest_after": oldest},
+    )
 
 
 @traced(
@@ -50,17 +76,24 @@ async def page(
     connection: AsyncConnection,
     filters: Filters,
     *,
-    after: int,
+    after: int | None,
     limit: int,
     without: Sequence[int] = (),
     most_bytes: int = MOST_BYTES,
 ) -> EventPageRecord:
     """The oldest events behind position `after` that pass the filters: at most `limit`, and about `most_bytes`.
 
-    Those numbered `without` are left out. Its `after` is the position to go on from: the last event's where more follow,
-    else the head of the snapshot, past all that the filters skipped.
+    None begins with the oldest kept. Those numbered `without` are left out. Its `after` is the position to go on from: the
+    last event's where more follow, else the head of the snapshot, past all that the filters skipped.
+    Raises GoneError where events behind `after` have been removed.
     """
-    newest = await head(connection)
+    driver = await driver_of(connection)
+    [bounds] = await driver.fetch(_BOUNDS)
+    newest, oldest = bounds["newest"] or 0, bounds["oldest"] or 0
+    if after is None:
+        after = oldest
+    elif after < oldest:
+        raise removed(f"position {after} is too old to go on from", oldest)
     found = await _find(connection, filters, after=after, newest=newest, count=limit + 1, without=without)
     count = fitting([size for _, size in found], limit, most_bytes)
     sequences = [sequence for sequence, _ in found[:count]]
@@ -70,9 +103,9 @@ async def page(
 
 
 async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None:
-    """The event with this id."""
+    """The event with this id; None where there is none or it has been removed."""
     driver = await driver_of(connection)
-    sequence = await driver.fetchval("SELECT sequence FROM events WHERE id = $1", event_id)
+    sequence = await driver.fetchval(_FIND_ONE, event_id)
     return None if sequence is None else (await _load(connection, [sequence]))[0]
 
 
@@ -158,6 +191,9 @@ async def _load(connection: AsyncConnection, sequences: list[int]) -> list[Event
     return [_record(row) for row in await driver.fetch(_LOAD, sequences)]
 
 
+_FIND_ONE = """
+    SELECT sequence FROM events WHERE id = $1 AND sequence > coalesce((SELECT oldest_after FROM retention), 0)
+"""
 _LOAD = """
     SELECT sequence, id, entity_type, action, entity_id, occurred_at, received_at, source, delivery_id, action_inferred,
            stale, data, changed, changes

@@ -14,6 +14,7 @@ from app.access.keys import Scope
 from app.db.engine import reading
 from app.errors import (
     DatabaseUnavailableError,
+    GoneError,
     InvalidParametersError,
     KeyMissingError,
     NotAcceptableError,
@@ -79,7 +80,7 @@ class EventListParameters(Filters, Page):
     response_model=EventPage,
     responses={
         200: described_page("/v1/events?limit=100&after=1042"),
-        **documented(*_READING_ERRORS, NotAcceptableError),
+        **documented(*_READING_ERRORS, GoneError, NotAcceptableError),
     },
 )
 async def list_events(
@@ -92,8 +93,11 @@ async def list_events(
 
     `after` is also past what the filters skipped, so that a rare filter never looks at the same events twice. With `wait`
     the answer comes as soon as there is an event, or empty when the time has run out.
+
+    Where events behind `after` have been removed because they are older than is kept, the answer is 410 with
+    `oldest_after`, the lowest position behind which the feed is whole.
     """
-    page = await page_when_there(request, query, after=query.after or 0, limit=query.limit, wait=query.wait)
+    page = await page_when_there(request, query, after=query.after, limit=query.limit, wait=query.wait)
     return await page_response(request, page, media_type)
 
 
@@ -123,7 +127,9 @@ async def _place(request: Request) -> AsyncIterator[None]:
             "content": {EVENT_STREAM: {"example": _STREAM_EXAMPLE}},
         },
         **documented(
-            *_READING_ERRORS, UnavailableError("1000 streams are open already; read pages with wait= instead")
+            *_READING_ERRORS,
+            GoneError,
+            UnavailableError("1000 streams are open already; read pages with wait= instead"),
         ),
     },
 )
@@ -149,10 +155,11 @@ async def stream_events(
 
     An `id` without data carries your position past what the filters skipped. A comment is sent when nothing else was for
     15 seconds. The stream ends by itself now and then, and when the service stops: come back with the last `id` in
-    `Last-Event-ID`, and nothing is missed.
+    `Last-Event-ID`, and nothing is missed. Where events behind that have been removed, the answer is 410 with
+    `oldest_after`, as for pages.
     """
     streams: Streams = request.state.streams
-    after = query.after or 0 if last_event_id is None else last_event_id
+    after = query.after if last_event_id is None else last_event_id
     filters = query.model_copy(update={"after": None})  # so that the same filters are equal, wherever a reader began
     pieces = streams.follow(filters, after=after, still_allowed=partial(still_allowed, request, Scope.READ))
     return EventStream(await anext(pieces), pieces)
@@ -179,5 +186,5 @@ async def get_event(
     async with reading(request.state.engine) as connection:
         event = await queries.one(connection, event_id)
     if event is None:
-        raise NotFoundError("there is no event with this id")
+        raise NotFoundError("there is no event with this id, or it is kept no longer")
     return await event_response(request, event, media_type)

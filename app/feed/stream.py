@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.db.engine import POOL_SIZE, reading
 from app.db.wakeup import Wakeup
-from app.errors import DatabaseUnavailableError, UnavailableError
+from app.errors import DatabaseUnavailableError, GoneError, UnavailableError
 from app.feed import queries
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, EventRecord
@@ -65,9 +65,10 @@ _ALL = Filters(include_stale=True)
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What a stream sends at a time: nothing, some events, or the position past what its filters skipped."""
+    """What a stream at `begin` sends at a time: nothing, some events, or the position past what its filters skipped."""
 
     text: bytes
+    begin: int
     after: int
     has_more: bool
 
@@ -76,12 +77,13 @@ class _Piece:
 class _Page:
     """A page and its events as streams tell them; for all streams that stand where it begins."""
 
+    begin: int
     page: EventPageRecord
     texts: list[bytes]
 
-    def piece(self, filters: Filters, after: int) -> _Piece:
-        """What a stream at `after` sends of it."""
-        told = after
+    def piece(self, filters: Filters) -> _Piece:
+        """What a stream sends of it."""
+        told = self.begin
         chosen = []
         for event, text in zip(self.page.events, self.texts, strict=True):
             if filters.passes(event):
@@ -89,7 +91,7 @@ class _Page:
                 chosen.append(text)
         if self.page.after > told:
             chosen.append(b"id: %d\n\n" % self.page.after)
-        return _Piece(b"".join(chosen), self.page.after, self.page.has_more)
+        return _Piece(b"".join(chosen), self.begin, self.page.after, self.page.has_more)
 
 
 class Streams:
@@ -100,7 +102,7 @@ class Streams:
         self._wakeup = wakeup
         self._open = 0
         self._connections = asyncio.Semaphore(_READS)
-        self._running: dict[tuple[int, int, Filters], asyncio.Task[_Page]] = {}
+        self._running: dict[tuple[int, int | None, Filters], asyncio.Task[_Page]] = {}
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -114,20 +116,21 @@ class Streams:
             self._open -= 1
 
     async def follow(
-        self, filters: Filters, *, after: int, still_allowed: Callable[[], Awaitable[bool]]
+        self, filters: Filters, *, after: int | None, still_allowed: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[bytes]:
         """The feed behind `after` as the text of a stream, for some minutes or until the process drains.
 
-        The first piece comes once the database was read; what is raised by then (DatabaseUnavailableError) is the
-        caller's to answer. From then on the stream waits while the database is away. `still_allowed` is asked now and
-        then, and where it says no, the stream ends.
+        None begins with the oldest kept. The first piece comes once the database was read; what is raised by then
+        (DatabaseUnavailableError, GoneError) is the caller's to answer. From then on the stream waits while the database
+        is away, and ends where retention overtook it: its reader comes back and meets the GoneError. `still_allowed` is
+        asked now and then, and where it says no, the stream ends.
         """
         clock = asyncio.get_running_loop().time
         ends = clock() + random.uniform(*_LIFE)  # noqa: S311 - spreads load
         next_check = clock() + _KEY_CHECK
         generation = self._wakeup.generation
-        piece = await self._next(generation, filters, _Piece(b"", after, has_more=True))
-        yield b"retry: %d\nid: %d\n\n%b" % (random.randint(*_RETRY), after, piece.text)  # noqa: S311 - likewise
+        piece = (await self._page(generation, filters, after)).piece(filters)
+        yield b"retry: %d\nid: %d\n\n%b" % (random.randint(*_RETRY), piece.begin, piece.text)  # noqa: S311 - likewise
         spoke = clock()
         while clock() < ends and not self._wakeup.draining:
             if not piece.has_more:
@@ -140,8 +143,10 @@ class Streams:
                         return
                     next_check = clock() + _KEY_CHECK
                 piece = await self._next(generation, filters, piece)
+            except GoneError:
+                return
             except DatabaseUnavailableError:  # tried again at the next look; the wake-up tells the log
-                piece = _Piece(b"", piece.after, has_more=False)
+                piece = _Piece(b"", piece.after, piece.after, has_more=False)
             if piece.text or clock() - spoke > _KEEP_ALIVE - _POLL:  # the next look would be too late
                 yield piece.text or b":\n\n"
                 spoke = clock()
@@ -153,9 +158,9 @@ class Streams:
         read them together and each picks its own: a commit costs one read, however many filters there are.
         """
         page = await self._page(generation, filters if before.has_more else _ALL, before.after)
-        return page.piece(filters, before.after)
+        return page.piece(filters)
 
-    async def _page(self, generation: int, filters: Filters, after: int) -> _Page:
+    async def _page(self, generation: int, filters: Filters, after: int | None) -> _Page:
         """A page of the feed; whoever asks for the same one while it is read gets the same.
 
         A read that began before some news is not shared with those who heard them: it may not have found them.
@@ -167,10 +172,11 @@ class Streams:
             task.add_done_callback(lambda _: self._running.pop(place))
         return await asyncio.shield(task)
 
-    async def _read(self, filters: Filters, after: int) -> _Page:
+    async def _read(self, filters: Filters, after: int | None) -> _Page:
         async with self._connections, reading(self._engine) as connection:
-            page = await queries.page(connection, filters, after=after, limit=_PAGE_EVENTS, most_bytes=_PAGE_BYTES)
-        return _Page(page, [_text(event) for event in page.events])
+            begin = await queries.oldest_after(connection) if after is None else after
+            page = await queries.page(connection, filters, after=begin, limit=_PAGE_EVENTS, most_bytes=_PAGE_BYTES)
+        return _Page(begin, page, [_text(event) for event in page.events])
 
 
 class EventStream(StreamingResponse):

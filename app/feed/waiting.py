@@ -17,22 +17,24 @@ _POLL = 2.0
 
 
 async def page_when_there(
-    request: Request, filters: Filters, *, after: int, limit: int, wait: float
+    request: Request, filters: Filters, *, after: int | None, limit: int, wait: float
 ) -> EventPageRecord:
     """The page behind `after`; where it is empty, the first one that is not, or the empty one after `wait` seconds.
 
-    Ends early, with what there is, when the caller hangs up or the process drains.
+    None begins with the oldest kept. Ends early, with what there is, when the caller hangs up or the process drains.
+    Raises GoneError where events behind `after` have been removed.
     """
     engine: AsyncEngine = request.state.engine
-    page = EventPageRecord([], after=after, has_more=False)
+    page: EventPageRecord | None = None
 
     async def look() -> bool:
         nonlocal page
         async with reading(engine) as connection:
-            page = await queries.page(connection, filters, after=page.after, limit=limit)
+            page = await queries.page(connection, filters, after=page.after if page else after, limit=limit)
         return bool(page.events)
 
     await look_until_there(request, look, wait=wait)
+    assert page is not None  # noqa: S101 - it was looked for once at least
     return page
 
 

@@ -35,6 +35,7 @@ def service(processes: int = 1) -> WebSubject:
         environment={
             "ENCRYPTION_KEYS": _ENCRYPTION_KEY,
             "JASPER_WEBHOOK_HEADERS": json.dumps({"X-From": HEADERS["X-From"]}),
+            "DELIVERY_RETENTION_DAYS": "0",  # a past that is made up is older than the default
         },
         template=TEMPLATE,
         processes=processes,

@@ -61,11 +61,12 @@ async def test_a_consumer_has_the_fields_of_the_contract(reader: Reader) -> None
     before = utc_now()
     [first, *_] = await events_of(reader.engine, 3, received_at=before - timedelta(seconds=90))
     consumer = await created(reader)
-    assert list(consumer) == ["name", "position", "lag", "lag_seconds", "updated_at", "leased_until"]
+    fields = ["name", "position", "lag", "lag_seconds", "updated_at", "leased_until", "expires_at", "overtaken"]
+    assert list(consumer) == fields
     assert (consumer["name"], consumer["position"], consumer["lag"]) == ("search", first["sequence"] - 1, 3)
     assert 90 <= consumer["lag_seconds"] < 150
     assert abs(datetime.fromisoformat(consumer["updated_at"]) - before) < timedelta(minutes=1)
-    assert consumer["leased_until"] is None
+    assert (consumer["leased_until"], consumer["expires_at"], consumer["overtaken"]) == (None, None, False)
     found = (await reader.get("/v1/consumers/search")).json()
     assert {**found, "lag_seconds": 0} == {**consumer, "lag_seconds": 0}
     assert (await reader.get("/v1/consumers")).json()["consumers"][0]["name"] == "search"

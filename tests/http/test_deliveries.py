@@ -116,11 +116,6 @@ async def test_a_body_that_is_no_utf_8_comes_as_base64(reader: Reader) -> None:
     assert (b64decode(delivery["body"]), delivery["body_encoding"]) == (body, "base64")
 
 
-async def test_a_body_whose_middle_is_gone_is_not_made_up(reader: Reader) -> None:
-    row = await a_delivery(reader.engine, body=b'{"data": }', data_offset=9, event_sequence=999)
-    assert (await reader.get(f"/v1/deliveries/{row['id']}")).json()["body"] is None
-
-
 @pytest.mark.parametrize("name", ["1", "01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11", "%00"])
 async def test_a_delivery_that_is_not_there_is_404(reader: Reader, name: str) -> None:
     await reader.problem(404, f"/v1/deliveries/{name}")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -126,7 +127,7 @@ async def test_following_by_sql_finds_its_place_in_the_index(reader: Reader, sql
     follow = "SELECT * FROM feed.events WHERE sequence > 5 ORDER BY sequence LIMIT 100"
     plan = "\n".join(row[0] for row in await sql.fetch(f"EXPLAIN {follow}"))
     assert "Index Scan using events_pkey" in plan
-    assert "Index Cond: (sequence > 5)" in plan
+    assert re.search(r"Index Cond: .*\(sequence > 5\)", plan)
     assert "Sort" not in plan
     one = "SELECT * FROM feed.entities WHERE entity_type = 'product' AND entity_id = '1'"
     plan = "\n".join(row[0] for row in await sql.fetch(f"EXPLAIN {one}"))

@@ -28,7 +28,7 @@ async def stand_at(engine: AsyncEngine, positions: dict[str, int]) -> None:
 
 
 async def lags(engine: AsyncEngine) -> dict[str, int]:
-    listed = await consumers.listed(engine)
+    listed = await consumers.listed(engine, kept_for=None)
     assert len({one.name for one in listed}) == len(listed)
     return {one.name: one.lag for one in listed}
 
@@ -54,7 +54,7 @@ async def test_lag_is_the_count_of_events_behind_whatever_the_positions(
     await stand_at(engine, positions)
     counted = {name: sum(number > position for number in with_holes) for name, position in positions.items()}
     assert await lags(engine) == counted
-    assert {name: (await consumers.one(engine, name)).lag for name in positions} == counted
+    assert {name: (await consumers.one(engine, name, kept_for=None)).lag for name in positions} == counted
 
 
 async def test_lag_further_back_than_is_counted_takes_every_number_for_an_event(
@@ -123,16 +123,18 @@ async def test_what_consumers_cost_does_not_grow_with_the_feed(database: str, en
     """Nothing walks through the table, and what is counted for a lag is counted once for all consumers."""
     await stand_at(engine, {f"c{number}": number * many // 200 for number in range(200)} | {"near": many - 30})
     for work, least, most in [
-        (consumers.listed(engine), consumers.COUNTED // 2, consumers.COUNTED + 1_000),
-        (consumers.one(engine, "c0"), consumers.COUNTED // 2, consumers.COUNTED + 10),
-        (consumers.one(engine, "near"), 20, 100),
+        (consumers.listed(engine, kept_for=None), consumers.COUNTED // 2, consumers.COUNTED + 1_000),
+        (consumers.one(engine, "c0", kept_for=None), consumers.COUNTED // 2, consumers.COUNTED + 10),
+        (consumers.one(engine, "near", kept_for=None), 20, 100),
         (consumers.page(engine, "near", Filters(), limit=10, lease=60), 10, 100),
-        (consumers.acknowledge(engine, "c199", Ack(after=many - 20)), 10, 100),
-        (consumers.put(engine, "new", "latest"), 1, 100),
+        (consumers.acknowledge(engine, "c199", Ack(after=many - 20), kept_for=None), 10, 100),
+        (consumers.put(engine, "new", "latest", kept_for=None), 1, 100),
         (consumers.park(engine, "near", Park(sequence=many, reason="poison")), 1, 100),
         (consumers.parked(engine, "near"), 1, 100),
     ]:
         spent = await price(database, engine, work)
         assert spent["rows_walked"] == 0, work
         assert least <= spent["entries"] <= most, (work, spent)
-    assert (await consumers.one(engine, "near")).lag == sum((n + n // 5) > many - 30 for n in range(1, MANY + 1))
+    assert (await consumers.one(engine, "near", kept_for=None)).lag == sum(
+        (n + n // 5) > many - 30 for n in range(1, MANY + 1)
+    )

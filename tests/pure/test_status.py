@@ -22,7 +22,9 @@ from tests.fake_jasper import TOKEN, jasper_settings
 NOW = datetime(2026, 1, 31, 8, tzinfo=UTC)
 PRODUCT = EntityType.PRODUCT
 SETTINGS = jasper_settings(
-    jasper_webhook_headers={"X-Custom": SecretStr("a-header-value")}, jasper_signing_secret_location="header:X-Secret"
+    jasper_webhook_headers={"X-Custom": SecretStr("a-header-value")},
+    jasper_signing_secret_location="header:X-Secret",
+    event_retention_days=30,
 )
 WANTED = wanted_webhook(SETTINGS, PRODUCT)
 
@@ -72,7 +74,18 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
 
 
 FAILED = {"state": State.FAILED, "last_error": "Jasper …", "last_error_at": ago(hours=3)}
-CONSUMER = Consumer(name="search", position=2, lag=40, lag_seconds=7200.0, updated_at=ago(hours=2), leased_until=None)
+CONSUMER = Consumer(
+    name="search",
+    position=2,
+    lag=40,
+    lag_seconds=7200.0,
+    updated_at=ago(hours=2),
+    leased_until=None,
+    expires_at=None,
+    overtaken=False,
+)
+EXPIRING = CONSUMER.model_copy(update={"expires_at": NOW + timedelta(days=2)})
+OVERTAKEN = CONSUMER.model_copy(update={"expires_at": ago(days=1), "overtaken": True})
 
 
 @pytest.mark.parametrize(
@@ -98,6 +111,8 @@ CONSUMER = Consumer(name="search", position=2, lag=40, lag_seconds=7200.0, updat
         (replace(WELL, sealed=SealedCounts(1, 0, 1)), "key-lost", Level.PROBLEM),
         (replace(WELL, sealed=SealedCounts(1, 1, 0)), "key-older", Level.NOTE),
         (replace(WELL, consumers=(CONSUMER,)), "consumer-behind", Level.NOTE),
+        (replace(WELL, consumers=(EXPIRING,)), "consumer-expiring", Level.PROBLEM),
+        (replace(WELL, consumers=(OVERTAKEN,)), "consumer-overtaken", Level.PROBLEM),
         (
             replace(WELL, registrations=(HEALTHY, replace(HEALTHY, entity_type=EntityType.BRAND))),
             "not-followed",
