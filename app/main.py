@@ -35,6 +35,10 @@ from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
 from app.ledger.writer import Writer
+from app.reconciliation import router as reconciliations
+from app.reconciliation.attendance import Attendance
+from app.reconciliation.fetch import Fetcher
+from app.reconciliation.reconciler import Reconciler
 from app.registration import router as webhooks
 from app.registration.register import Registrar
 from app.sealing import Sealer
@@ -73,9 +77,16 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 room=Room(max(ROOM, 2 * settings.max_body_bytes)),
             )
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
+            reconciler = await held.enter_async_context(Reconciler(settings, dsn=dsn, engine=engine, http=jasper))
+            await held.enter_async_context(_running(reconciler.keep(), name="reconciliation"))
             if with_callbacks:
                 types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
                 await held.enter_async_context(_running(keep_registered(registrar, types), name="registration"))
+                attendance = Attendance(settings, engine, registrar.store)
+                await held.enter_async_context(_running(attendance.keep(), name="attendance"))
+            if settings.jasper_fetch_entity and settings.names_jasper:
+                fetcher = Fetcher(dsn, reconciler.jasper, settings.payload_mapping, wakeup)
+                await held.enter_async_context(_running(fetcher.keep(), name="fetch"))
             yield {
                 "settings": settings,
                 "admin_key": settings.admin_api_key,
@@ -85,6 +96,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 "writer": writer,
                 "keyring": keyring,
                 "registrar": registrar,
+                "reconciler": reconciler,
                 "rejections": refused,
                 "intake": intake,
                 "reprocessor": Reprocessor(engine, writer, settings.payload_mapping),
@@ -109,7 +121,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     if with_api:
         for room in (
             *(feed, consumers, deliveries, reprocess, webhooks),
-            *(rejections, unproven, release, entities),
+            *(rejections, unproven, release, reconciliations, entities),
         ):
             app.include_router(room.router)
         if with_callbacks:

@@ -1,5 +1,6 @@
 """What a person on call wants to see first: is it registered, does anything arrive, what needs a hand. Reads only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,21 +10,28 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db.engine import reading
 from app.db.migrate import current_revision
 from app.db.tables import deliveries, unproven
-from app.domain.values import DeliveryStatus
+from app.domain.values import DeliveryStatus, EntityType
 from app.feed import queries
+from app.reconciliation.attendance import Absence, absences
+from app.reconciliation.store import Reconciliation, latest
 from app.registration.retry_window import retry_span
 from app.registration.store import Registration, RegistrationStore
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`feed_position` is the newest sequence; `quarantined` and `unproven` count callbacks that feed nothing yet."""
+    """`feed_position` is the newest sequence; `quarantined` and `unproven` count callbacks that feed nothing yet.
+
+    `reconciliations` are the newest of each entity type; `absences` are what they should make good for.
+    """
 
     schema: str | None
     feed_position: int
     quarantined: int
     unproven: int
     registrations: tuple[Registration, ...]
+    reconciliations: dict[EntityType, Reconciliation]
+    absences: Mapping[EntityType, Absence]
 
 
 async def look(engine: AsyncEngine, store: RegistrationStore) -> Status:
@@ -36,6 +44,8 @@ async def look(engine: AsyncEngine, store: RegistrationStore) -> Status:
             quarantined=await connection.scalar(waiting) or 0,
             unproven=await connection.scalar(select(func.count()).select_from(unproven)) or 0,
             registrations=tuple(await store.load_all()),
+            reconciliations=await latest(engine),
+            absences=await absences(engine),
         )
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -41,6 +42,9 @@ from app.feed.filters import Filters
 from app.jasper.client import open_http
 from app.ledger.writer import Writer
 from app.main import create_app
+from app.reconciliation.reconciler import Reconciler
+from app.reconciliation.store import Reconciliation
+from app.reconciliation.store import Status as ReconciliationStatus
 from app.registration.register import Outcome, Registrar
 from app.registration.store import RegistrationStore
 from app.sealing import Sealer, development_keys, generate_key
@@ -308,14 +312,17 @@ def show_status(settings: Settings, *, as_json: bool) -> None:
     with database(settings) as (dsn, encryption_keys):
         found = asyncio.run(work(dsn, encryption_keys))
     registrations = [describe(registration, utc_now()) for registration in found.registrations]
+    reconciliations = [one.model_dump(mode="json") for one in found.reconciliations.values()]
+    missed = [absence.in_words(entity_type) for entity_type, absence in found.absences.items()]
     counts = {name: getattr(found, name) for name in ("schema", "feed_position", "quarantined", "unproven")}
     if as_json:
-        print_record({"jasper": settings.jasper_api_url, **counts, "registrations": registrations}, as_json=True)
+        records = {"registrations": registrations, "reconciliations": reconciliations, "missed": missed}
+        print_record({"jasper": settings.jasper_api_url, **counts, **records}, as_json=True)
         return
     print_record({"jasper": settings.jasper_api_url or "not set: nothing is registered", **counts}, as_json=False)
-    for registration in registrations:
+    for record in (*registrations, *reconciliations, *({"missed": words} for words in missed)):
         click.echo()
-        print_record(registration, as_json=False)
+        print_record(record, as_json=False)
 
 
 @main.command()
@@ -354,6 +361,45 @@ def _change_webhooks(
     print_records(outcomes, as_json=as_json)
     if any(outcome["problem"] for outcome in outcomes):
         sys.exit(1)
+
+
+@main.command()
+@click.argument("entity_type", type=click.Choice([str(entity_type) for entity_type in EntityType]))
+@click.option("--force", is_flag=True, help="Delete what is gone, however many that are.")
+@as_json_option
+@with_settings
+def reconcile(settings: Settings, entity_type: str, *, force: bool, as_json: bool) -> None:
+    """Compare with Jasper's own list and write what was missed.
+
+    Goes on with a reconciliation that was left unfinished. May be broken off and run again: only differences are written.
+    """
+
+    async def work(dsn: str) -> Reconciliation:
+        async with engine_at(dsn) as engine, open_http(settings) as http:
+            reconciler = Reconciler(settings, dsn=dsn, engine=engine, http=http)
+            return await reconciler.reconcile(EntityType(entity_type), force=force, on_progress=_progress())
+
+    with database(settings) as (dsn, _):
+        outcome = asyncio.run(work(dsn))
+    print_record(outcome.model_dump(mode="json"), as_json=as_json)
+    if outcome.status is not ReconciliationStatus.SUCCEEDED:
+        sys.exit(1)
+
+
+def _progress() -> Callable[[Reconciliation], None]:
+    """Says every other second how far a reconciliation has come."""
+    pause, said_at = 2.0, time.monotonic()
+
+    def progress(now: Reconciliation) -> None:
+        nonlocal said_at
+        if time.monotonic() > said_at + pause:
+            said_at = time.monotonic()
+            say(
+                f"{now.compared:,} compared: {now.created:,} created, {now.updated:,} updated, "
+                f"{now.deleted:,} deleted so far"
+            )
+
+    return progress
 
 
 @main.command()

@@ -33,7 +33,7 @@ UNREACHABLE = (
 """What asyncpg raises where Postgres cannot be reached or went away."""
 
 
-_OF_THE_MOMENT = {"08", "25", "40", "53", "55", "57", "58"}
+OF_THE_MOMENT = {"08", "25", "40", "53", "55", "57", "58"}
 """SQLSTATE classes that say nothing about the statement: a connection, a server that became read-only, a conflict, resources
 that ran out, a lock or a time-out, an operator, a disk (PostgreSQL manual, appendix A)."""
 
@@ -107,6 +107,6 @@ async def _reached() -> AsyncIterator[None]:
         if exc.connection_invalidated:
             raise DatabaseUnavailableError("Postgres went away") from exc
         sqlstate = getattr(exc.driver_exception, "sqlstate", None) or ""
-        if sqlstate[:2] in _OF_THE_MOMENT:
+        if sqlstate[:2] in OF_THE_MOMENT:
             raise DatabaseUnavailableError(f"Postgres cannot answer now (SQLSTATE {sqlstate})") from exc
         raise

@@ -22,6 +22,11 @@ class Lock(IntEnum):
     REGISTRATION = 3
     UNPROVEN = 4
     CONSUMERS = 5
+    FETCH = 20
+    RECONCILE_PRODUCT = 21
+    RECONCILE_CATEGORY = 22
+    RECONCILE_BRAND = 23
+    RECONCILE_CONCRETE_ENTITY = 24
 
     @property
     def key(self) -> int:
