@@ -14,6 +14,7 @@ import logging
 import random
 from contextlib import suppress
 from datetime import timedelta
+from http import HTTPStatus
 from typing import NoReturn
 
 import asyncpg
@@ -23,7 +24,7 @@ from app.db.engine import UNREACHABLE
 from app.db.locks import Lock
 from app.db.wakeup import Wakeup
 from app.domain.values import EntityType
-from app.errors import DatabaseUnavailableError, JasperError, JasperRefusedError, JasperUnavailableError
+from app.errors import DatabaseUnavailableError, JasperRefusedError, JasperUnavailableError
 from app.jasper.client import JasperClient
 from app.jasper.entities import shown_entity
 from app.jasper.reading import Mappings
@@ -66,7 +67,7 @@ _NOTE = f"""
 _FIND_DUE = """
     SELECT entity_type, entity_id, attempts FROM pending_fetches WHERE due_at <= $1 ORDER BY due_at LIMIT $2
 """
-_STILL_LACKS_DATA = f"SELECT FROM entities n WHERE entity_type = $1 AND entity_id = $2 AND {_LACKS_DATA}"  # noqa: S608
+_STILL_LACKS_DATA = f"SELECT FROM entities n WHERE entity_type = $1 AND entity_id = $2 AND {_LACKS_DATA}"
 _UNCHANGED = """
     SELECT greatest(sequence, data_sequence) <= $3 FROM entities WHERE entity_type = $1 AND entity_id = $2
 """
@@ -129,34 +130,37 @@ class Fetcher:
         for row in await connection.fetch(_FIND_DUE, utc_now(), _ENTITIES_AT_ONCE):
             entity_type, entity_id = EntityType(row["entity_type"]), row["entity_id"]
             try:
-                if not await self._fetch(connection, entity_type, entity_id):
-                    await self._put_off(connection, entity_type, entity_id, row["attempts"] + 1)
-            except JasperError as exc:
-                _log.warning(
-                    "entity not fetched, will try again",
-                    extra={"entity_type": entity_type.value, "entity_id": entity_id, "reason": str(exc)},
-                )
-                # Not this entity's fault: nothing else would be answered either.
-                if isinstance(exc, JasperRefusedError):
+                problem = await self._fetch(connection, entity_type, entity_id)
+            except JasperRefusedError as exc:
+                if exc.status == HTTPStatus.UNAUTHORIZED:  # nothing else would be answered either
+                    _log.warning("entities cannot be fetched", extra={"reason": str(exc)})
                     return _LONGEST_WAIT
-                asked_for = exc.retry_after if isinstance(exc, JasperUnavailableError) else None
-                return min(_LONGEST_WAIT, max(_FIRST_WAIT, asked_for or 0.0))
+                problem = str(exc)
+            except JasperUnavailableError as exc:
+                _log.warning("entities cannot be fetched now", extra={"reason": str(exc)})
+                return min(_LONGEST_WAIT, max(_FIRST_WAIT, exc.retry_after or 0.0))
+            if problem is not None:
+                await self._put_off(connection, entity_type, entity_id, row["attempts"] + 1, problem)
         return 0.0
 
-    async def _fetch(self, connection: asyncpg.Connection, entity_type: EntityType, entity_id: str) -> bool:
-        """Fetch one entity; whether that is done with. Raises JasperError."""
+    async def _fetch(self, connection: asyncpg.Connection, entity_type: EntityType, entity_id: str) -> str | None:
+        """Fetch one entity; None where that is done with, else what is wrong with it.
+
+        Raises JasperRefusedError and JasperUnavailableError.
+        """
         known_until = await newest_event(connection)
         if not await connection.fetch(_STILL_LACKS_DATA, entity_type, entity_id):
             await connection.execute(_DONE, entity_type, entity_id)
-            return True
+            return None
         answer = await self._jasper.entity(entity_type, entity_id)
         if answer.data is None:
-            return False
-        shown = shown_entity(entity_type, answer.data, self._mapping)
+            return "Jasper has none with this id"
+        try:
+            shown = shown_entity(entity_type, answer.data, self._mapping)
+        except JasperUnavailableError as exc:
+            return str(exc)
         if shown.entity_id != entity_id:
-            raise JasperUnavailableError(
-                f"Jasper was asked for {entity_type} {entity_id} and answered with {shown.entity_id}"
-            )
+            return f"Jasper answered with {shown.entity_id}"
         async with connection.transaction():
             await write_shown(connection, entity_type, [shown], known_until=known_until)
             # Something newer may have come while Jasper was asked; then it is asked again for that.
@@ -164,18 +168,18 @@ class Fetcher:
                 _STILL_LACKS_DATA, entity_type, entity_id
             ):
                 await connection.execute(_DONE, entity_type, entity_id)
-        return True
+        return None
 
     async def _put_off(
-        self, connection: asyncpg.Connection, entity_type: EntityType, entity_id: str, attempts: int
+        self, connection: asyncpg.Connection, entity_type: EntityType, entity_id: str, attempts: int, problem: str
     ) -> None:
         if attempts < ATTEMPTS:
             due_at = utc_now() + timedelta(seconds=_wait(attempts))
             await connection.execute(_LATER, entity_type, entity_id, attempts, due_at)
             return
         _log.warning(
-            "entity not fetched: Jasper has none with this id; left to its own callback or a reconciliation",
-            extra={"entity_type": entity_type.value, "entity_id": entity_id},
+            "entity not fetched, left to its own callback or a reconciliation",
+            extra={"entity_type": entity_type.value, "entity_id": entity_id, "reason": problem},
         )
         await connection.execute(_DONE, entity_type, entity_id)
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.engine import reading
@@ -76,6 +77,6 @@ async def latest(engine: AsyncEngine) -> dict[EntityType, Reconciliation]:
     """The newest reconciliation of each entity type. Raises DatabaseUnavailableError."""
     ordered = select(*_COLUMNS).order_by(reconciliations.c.entity_type, reconciliations.c.id.desc())
     async with reading(engine) as connection:
-        rows = await connection.execute(ordered.distinct(reconciliations.c.entity_type))
+        rows = await connection.execute(ordered.ext(distinct_on(reconciliations.c.entity_type)))
         found = [Reconciliation.model_validate(dict(row)) for row in rows.mappings()]
     return {reconciliation.entity_type: reconciliation for reconciliation in found}
