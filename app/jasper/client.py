@@ -299,8 +299,8 @@ class JasperClient:
         elif at is not None:
             url = first.copy_with(raw_path=at.encode()).copy_merge_params(httpx.QueryParams(query))
 
-        def read(response: httpx.Response, content: bytes) -> EntityPage:
-            answer, items = _outline(_document(response, content), entity_type)
+        def read(_response: httpx.Response, content: bytes) -> EntityPage:
+            answer, items = _outline(jsontext.document(content), entity_type)
             number = _page_number(answer, url)
             following, guessed = _next_page(answer, number), False
             if following is None and items and not _tells_its_place(answer):
@@ -323,7 +323,7 @@ class JasperClient:
             answered_at = _http_date(response.headers.get("Date", ""))
             if response.status_code in _GONE:
                 return SingleEntity(None, answered_at)
-            text = _document(response, content)
+            text = jsontext.document(content)
             members = jsontext.members(text) if jsontext.kind(text) == "object" else {}
             inner = members.get("data")
             if inner is not None and jsontext.kind(inner) == "object" and "id" not in members:
@@ -408,7 +408,10 @@ class JasperClient:
             response, content = await self._exchange(method, url, body)
             if not response.is_success and response.status_code not in gone:
                 raise _error(response, _parsed(content), self._private(body))
-            return read(response, content)
+            try:
+                return read(response, content)
+            except NotJsonError as exc:
+                raise _no_json(response) from exc
 
         return await self._repeating(again, once)
 
@@ -477,16 +480,6 @@ def _answer(response: httpx.Response, content: bytes) -> Any:
     if not isinstance(answer, (dict, list)):
         raise _no_json(response)
     return answer if content.strip() else None
-
-
-def _document(response: httpx.Response, content: bytes) -> JsonText:
-    """An answer as JSON text of which the first level can be read."""
-    try:
-        text = jsontext.document(content)
-        next(jsontext.children("", text), None)
-    except NotJsonError as exc:
-        raise _no_json(response) from exc
-    return text
 
 
 def _no_json(response: httpx.Response) -> JasperUnavailableError:
@@ -581,18 +574,16 @@ def _items(answer: Any) -> list[Any]:
 
 
 def _outline(text: JsonText, entity_type: EntityType) -> tuple[Any, list[JsonText]]:
-    """What a page says of itself, as Python values without the entities; and the entities, untouched."""
-    try:
-        if jsontext.kind(text) == "array":
-            return None, jsontext.elements(text)
-        members = jsontext.members(text) if jsontext.kind(text) == "object" else {}
-        for name in ("data", "items", entity_type.collection.replace("-", "_")):
-            if name in members and jsontext.kind(members[name]) == "array":
-                return {other: _parsed(members[other]) for other in members if other != name}, jsontext.elements(
-                    members[name]
-                )
-    except NotJsonError as exc:
-        raise JasperUnavailableError(f"Jasper's list cannot be read: {exc}") from exc
+    """What a page says of itself, as Python values without the entities; and the entities, untouched.
+
+    Raises NotJsonError, and JasperUnavailableError where it is no page.
+    """
+    if jsontext.kind(text) == "array":
+        return None, jsontext.elements(text)
+    members = jsontext.members(text) if jsontext.kind(text) == "object" else {}
+    for name in ("data", "items", entity_type.collection.replace("-", "_")):
+        if name in members and jsontext.kind(members[name]) == "array":
+            return {one: _parsed(members[one]) for one in members if one != name}, jsontext.elements(members[name])
     raise JasperUnavailableError(
         "Jasper's list cannot be read: it is neither a list nor an object with a list in `data`"
     )

@@ -38,7 +38,9 @@ def difference(known: KnownEntity | None, shown: ShownEntity, *, known_until: in
         if known.source is Source.WEBHOOK and is_before(shown.updated_at, known.newest_at):
             return None
         return _reading(Action.CREATE, shown, occurred_at=not_before(shown.updated_at, known.newest_at))
-    if known.data is not None and (_is_older(shown, known, known.data) or agree(known.data, shown.members)):
+    if known.data is not None and (
+        known.data == shown.data or _is_older(shown, known, known.data) or agree(known.data, shown.members)
+    ):
         return None
     return _reading(Action.UPDATE, shown, occurred_at=not_before(shown.updated_at, known.newest_at))
 

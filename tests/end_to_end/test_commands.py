@@ -80,7 +80,8 @@ def test_a_database_that_is_not_there_is_said_in_words(command: Command) -> None
 def test_status_tells_where_things_stand(command: Command) -> None:
     status = json.loads(command("status", "--json").stdout)
     assert status == {
-        "jasper": None, "schema": head_revision(), "feed_position": 0, "quarantined": 0, "unproven": 0, "registrations": []
+        "jasper": None, "schema": head_revision(), "feed_position": 0, "quarantined": 0, "unproven": 0,
+        "registrations": [], "reconciliations": [], "missed": [],
     }  # fmt: skip
     assert "nothing is registered" in command("status").stdout
 

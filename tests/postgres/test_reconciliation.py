@@ -1,6 +1,8 @@
 """Reconciliation against a real Postgres: differences come back exactly, nothing else, whatever happens meanwhile."""
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from random import Random
@@ -542,3 +544,21 @@ async def test_only_the_newest_runs_are_kept(world: World, monkeypatch: pytest.M
     for _ in range(6):
         await world.reconcile()
     assert await world.sql.fetchval("SELECT count(*) FROM reconciliations") <= 4
+
+
+async def test_memory_does_not_grow_with_the_catalogue(world: World) -> None:
+    world.jasper.page_size = 25
+
+    async def peak(first: int, last: int) -> int:
+        for number in range(first, last + 1):
+            world.changed(number, description="x" * 4000)
+        gc.collect()
+        tracemalloc.start()
+        assert (await world.reconcile()).created == last - first + 1
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    await peak(1, 10)  # whatever is made once
+    small = await peak(11, 300)
+    assert await peak(301, 1500) < 1.5 * small
