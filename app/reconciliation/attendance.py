@@ -27,6 +27,9 @@ from app.settings import Settings
 HEARTBEAT = 30.0
 """Seconds between two touches."""
 
+_LAST_TOUCH = 2.0
+"""Seconds that an orderly end waits for the last touch."""
+
 LEAST_ABSENCE = timedelta(seconds=2 * HEARTBEAT)
 """A shorter time between two touches is no absence: with `no_retry`, what is lost in one is not noticed."""
 
@@ -77,8 +80,9 @@ class Attendance:
                     await self.touch(utc_now())
                 await asyncio.sleep(HEARTBEAT)
         finally:
-            with suppress(DatabaseUnavailableError):
-                await self.touch(utc_now())
+            with suppress(DatabaseUnavailableError, TimeoutError):
+                async with asyncio.timeout(_LAST_TOUCH):
+                    await self.touch(utc_now())
 
     async def touch(self, now: datetime) -> None:
         """Note that callbacks can be committed now. Raises DatabaseUnavailableError."""

@@ -225,7 +225,7 @@ class Run:
             steps_back += back > 0
             async with self._connection.transaction():
                 new = await self._note_seen(listed)
-                barren = 0 if new or back or not listed else barren + 1
+                barren = 0 if new or back else barren + 1
                 if barren > _BARREN_PAGES or (page.following is not None and page.following == self._state.page):
                     raise JasperUnavailableError("the pages of Jasper's list go round in circles")
                 following = str(page.number - back) if back else page.following

@@ -403,6 +403,19 @@ async def test_pages_that_go_round_in_circles_fail_the_run(world: World) -> None
     assert "circles" in done.error
 
 
+async def test_empty_pages_without_end_fail_the_run(world: World) -> None:
+    number = 0
+
+    def empty(_request: httpx.Request) -> httpx.Response:
+        nonlocal number
+        number += 1
+        return httpx.Response(200, json={"data": [], "links": {"next": f"?page={number + 1}"}})
+
+    world.jasper.trouble = empty
+    assert (await world.reconcile()).status is Status.FAILED
+    assert number < 100
+
+
 async def test_an_item_without_an_id_fails_the_run(world: World) -> None:
     world.changed(1)
     world.jasper.products["1"].pop("id")
