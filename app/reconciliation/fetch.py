@@ -12,7 +12,6 @@ visible everywhere yet. It is asked for again a few times, then left to its own 
 import asyncio
 import logging
 import random
-from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
 from typing import NoReturn
@@ -20,7 +19,6 @@ from typing import NoReturn
 import asyncpg
 
 from app.clock import utc_now
-from app.db.engine import UNREACHABLE
 from app.db.locks import Lock
 from app.db.wakeup import Wakeup
 from app.domain.values import EntityType
@@ -28,8 +26,7 @@ from app.errors import DatabaseUnavailableError, JasperRefusedError, JasperUnava
 from app.jasper.client import JasperClient
 from app.jasper.entities import shown_entity
 from app.jasper.reading import Mappings
-from app.ledger.writer import open_ledger_connection
-from app.reconciliation.ledger import newest_event, write_shown
+from app.reconciliation.ledger import ledger_connection, newest_event, write_shown
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +41,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0
 
 _EVENTS_AT_ONCE = 1000
 _ENTITIES_AT_ONCE = 50
-_STATEMENT_PATIENCE = 30.0
 
 _POSITION = """
     INSERT INTO fetch_position (is_only, position) VALUES (true, 0)
@@ -90,17 +86,13 @@ class Fetcher:
         failures = 0
         while True:
             try:
-                connection = await open_ledger_connection(self._dsn, patience=_STATEMENT_PATIENCE)
-                try:
-                    if await connection.fetchval("SELECT pg_try_advisory_lock($1)", Lock.FETCH.key):
+                async with ledger_connection(self._dsn, Lock.FETCH) as connection:
+                    if connection is not None:
                         failures = 0
                         await self._work(connection)
-                finally:
-                    with suppress(Exception):
-                        await connection.close(timeout=1)
-            except (DatabaseUnavailableError, asyncpg.PostgresError, *UNREACHABLE) as exc:
+            except DatabaseUnavailableError as exc:
                 failures += 1
-                _log.warning("entities cannot be fetched now", extra={"reason": type(exc).__name__})
+                _log.warning("entities cannot be fetched now", extra={"reason": str(exc)})
             await asyncio.sleep(_wait(failures) + LOOK_EVERY)
 
     async def _work(self, connection: asyncpg.Connection) -> NoReturn:

@@ -5,18 +5,25 @@ decision and the commit. The keys by which the ledger knows repetitions are left
 is never swallowed as a repetition, and a callback that tells the same later is one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import asyncpg
 
 from app.clock import utc_now
+from app.db.engine import UNREACHABLE
 from app.db.locks import Lock
 from app.domain.duplicates import idempotency_keys
 from app.domain.values import Action, EntityType, Entry, JsonText, Reading, Receipt, Source
+from app.errors import DatabaseUnavailableError
 from app.jasper.entities import ShownEntity
 from app.ledger.append import append
+from app.ledger.writer import open_ledger_connection
 from app.reconciliation.compare import KnownEntity, as_callbacks_would_tell, difference, not_before
+
+_STATEMENT_PATIENCE = 30.0
+"""Seconds for one statement, the wait for the feed's lock included."""
 
 _LOCK = "SELECT pg_advisory_xact_lock($1)"
 # Every number that was drawn by now belongs to an event that came before whatever is asked next.
@@ -35,6 +42,25 @@ _LEAVE_KEYS = """
     FROM unnest($1::bytea[], $2::uuid[]) AS left_key(key, event_id) JOIN events e ON e.id = left_key.event_id
     ON CONFLICT (key) DO NOTHING
 """
+
+
+@asynccontextmanager
+async def ledger_connection(dsn: str, lock: Lock) -> AsyncIterator[asyncpg.Connection | None]:
+    """A connection to write with that holds `lock` until it ends; None where another one holds it.
+
+    Raises DatabaseUnavailableError.
+    """
+    connection = await open_ledger_connection(dsn, patience=_STATEMENT_PATIENCE)
+    try:
+        # How many rows a statement meets depends on what it is given, and tables grow a lot within one run.
+        await connection.execute("SET plan_cache_mode = force_custom_plan")
+        held = await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock.key)
+        yield connection if held else None
+    except (asyncpg.PostgresError, *UNREACHABLE) as exc:
+        raise DatabaseUnavailableError(f"Postgres cannot be reached now ({type(exc).__name__})") from exc
+    finally:
+        with suppress(Exception):
+            await connection.close(timeout=1)
 
 
 async def newest_event(connection: asyncpg.Connection) -> int:

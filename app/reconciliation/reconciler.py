@@ -13,19 +13,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import NoReturn, Self
 
-import asyncpg
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import utc_now
-from app.db.engine import UNREACHABLE
 from app.db.locks import Lock
 from app.domain.values import EntityType
 from app.errors import ConflictError, DatabaseUnavailableError
 from app.jasper.client import JasperClient, Patience
-from app.ledger.writer import open_ledger_connection
 from app.reconciliation import store
 from app.reconciliation.attendance import Absence, absences
+from app.reconciliation.ledger import ledger_connection
 from app.reconciliation.run import Rules, Run
 from app.reconciliation.store import Reconciliation, Status
 from app.settings import Settings
@@ -38,7 +36,6 @@ LOOK_EVERY = 15.0
 AFTER_A_FAILURE = 900.0
 """Seconds after which one that failed is tried again, where the interval is longer."""
 
-_STATEMENT_PATIENCE = 30.0
 _LOCKS = {
     EntityType.PRODUCT: Lock.RECONCILE_PRODUCT,
     EntityType.CATEGORY: Lock.RECONCILE_CATEGORY,
@@ -156,20 +153,14 @@ class Reconciler:
             raise ConflictError(
                 "there is no Jasper to compare with: set JASPER_API_URL, JASPER_API_TOKEN and PUBLIC_URL, then restart"
             )
-        connection = await open_ledger_connection(self._dsn, patience=_STATEMENT_PATIENCE)
-        try:
-            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCKS[entity_type].key):
+        async with ledger_connection(self._dsn, _LOCKS[entity_type]) as connection:
+            if connection is None:
                 raise ConflictError(
                     f"{entity_type} is being reconciled already: GET /v1/reconciliations tells how far that has come"
                 )
             if only_if_due and not self._is_due(entity_type, (await store.latest(self._engine)).get(entity_type)):
                 raise ConflictError("another process was quicker")
             yield await Run.begin(connection, self.jasper, self._rules, entity_type, force=force)
-        except (asyncpg.PostgresError, *UNREACHABLE) as exc:
-            raise DatabaseUnavailableError(f"Postgres cannot be reached now ({type(exc).__name__})") from exc
-        finally:
-            with suppress(Exception):
-                await connection.close(timeout=1)
 
     async def _finish(self, held: AsyncExitStack, run: Run) -> None:
         try:
