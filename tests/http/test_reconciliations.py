@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from jsonschema_rs import validator_for
 
+from app.access.keys import Scope, create_key
+from app.clock import utc_now
 from app.simulator import Simulator, SimulatorOptions, running_simulator
 from app.simulator.api import API_PATH
 from app.simulator.catalog import Kind
@@ -140,8 +142,15 @@ async def test_only_an_admin_may_and_wrong_bodies_are_refused(reader: Reader) ->
     ):
         response = await reader.http.post(CALL, json=wrong)
         assert problem_of(response, 400)["errors"], wrong
-    made = await reader.http.get(CALL, headers={"Authorization": "Bearer nobody"})
-    assert problem_of(made, 401)
+    assert problem_of(await reader.http.get(CALL, headers={"Authorization": "Bearer nobody"}), 401)
+    _, key = await create_key(reader.engine, "reader", {Scope.READ, Scope.WRITE}, now=utc_now())
+    allowed = {"Authorization": f"Bearer {key}"}
+    for refused in (
+        await reader.http.get(CALL, headers=allowed),
+        await reader.http.get(f"{CALL}/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10", headers=allowed),
+        await reader.http.post(CALL, headers=allowed, json={"entity_type": "product"}),
+    ):
+        assert problem_of(refused, 403)
     await reader.problem(404, f"{CALL}/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10")
     conflict = problem_of(await reader.http.post(CALL, json={"entity_type": "product"}), 409)
     assert "JASPER_API_URL" in conflict["detail"]
