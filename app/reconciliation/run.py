@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 import asyncpg
@@ -242,17 +243,15 @@ class Run:
     def _shown(self, text: JsonText) -> ShownEntity:
         return shown_entity(self.shown.entity_type, text, self._rules.mapping)
 
-    async def _single(self, entity_id: str) -> ShownEntity | None:
-        """One entity as Jasper shows it alone; None where there is none."""
+    async def _single(self, entity_id: str) -> tuple[ShownEntity | None, datetime | None]:
+        """One entity as Jasper shows it alone, None where there is none; and the time by Jasper's clock."""
         answer = await self._jasper.entity(self.shown.entity_type, entity_id)
-        if answer.data is None:
-            return None
-        shown = self._shown(answer.data)
-        if shown.entity_id != entity_id:
+        shown = None if answer.data is None else self._shown(answer.data)
+        if shown is not None and shown.entity_id != entity_id:
             raise JasperUnavailableError(
                 f"Jasper was asked for {self.shown.entity_type} {entity_id} and answered with {shown.entity_id}"
             )
-        return shown
+        return shown, answer.answered_at
 
     async def _are_whole(self, listed: Sequence[ShownEntity]) -> bool:
         """Whether the list carries all that a single item does, by some samples; else single items have to be asked for.
@@ -261,7 +260,7 @@ class Run:
         """
         picked = [listed[number * (len(listed) - 1) // (_SAMPLES - 1)] for number in range(_SAMPLES)]
         samples = {one.entity_id: one for one in picked}
-        singles = {entity_id: await self._single(entity_id) for entity_id in samples}
+        singles = {entity_id: (await self._single(entity_id))[0] for entity_id in samples}
         if not any(singles.values()):
             raise JasperUnavailableError(
                 f"Jasper lists {', '.join(samples)}, but answers 404 where it is asked for one alone: "
@@ -282,7 +281,7 @@ class Run:
                 continue
             if whole and not (state is not None and state.is_deleted):
                 confirmed.append(one)
-            elif (single := await self._single(one.entity_id)) is not None:
+            elif (single := (await self._single(one.entity_id))[0]) is not None:
                 confirmed.append(single)
         return confirmed
 
@@ -304,14 +303,13 @@ class Run:
         while unseen := await self._unseen(after):
             for entity_id in unseen:
                 known_until = await newest_event(self._connection)
-                answer = await self._jasper.entity(entity_type, entity_id)
-                if answer.data is not None:
-                    found = self._shown(answer.data)
+                found, answered_at = await self._single(entity_id)
+                if found is not None:
                     await self._write([found], known_until)
                     async with self._connection.transaction():
                         await self._save(compared=await self._note_seen([found]))
                     continue
-                await self._connection.execute(_NOTE_GONE, self.shown.id, entity_id, answer.answered_at, known_until)
+                await self._connection.execute(_NOTE_GONE, self.shown.id, entity_id, answered_at, known_until)
                 gone += 1
                 if gone > alive * self._rules.most_deleted and not self._state.force:
                     await self._end(

@@ -133,6 +133,18 @@ async def test_trouble_at_jasper_is_waited_out_for_all_and_forgets_none(
     assert await world.state() == world.jasper.products
 
 
+async def test_an_entity_that_jasper_refuses_does_not_hold_up_the_others(
+    world: World, database: str, connection: asyncpg.Connection
+) -> None:
+    for number in (1, 2):
+        world.changed(number)
+        await thin(world, "created", number)
+    world.jasper.trouble = lambda request: httpx.Response(403) if request.url.path.endswith("/1") else None
+    assert await fetch_all(world, database, connection) == 0
+    assert await pending(world) == {"1": 1}
+    assert set(await world.state()) == {"2"}
+
+
 async def test_a_newer_notification_during_the_fetch_is_fetched_again(
     world: World, database: str, connection: asyncpg.Connection
 ) -> None:

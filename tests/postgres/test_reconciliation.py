@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.domain.values import DeliveryStatus
+from app.domain.values import DeliveryStatus, EntityType
 from app.errors import ConflictError, DatabaseUnavailableError
 from app.reconciliation.store import Status
 from tests.listed_jasper import World, a_world
@@ -166,43 +166,52 @@ async def test_a_jasper_that_shows_no_single_items_is_not_believed_to_have_lost_
     assert len(await world.state()) == 7
 
 
-async def test_callbacks_that_arrive_during_the_walk_win(world: World) -> None:
-    """Each arrives after Jasper has made up its answer, and before that was compared."""
+@pytest.mark.parametrize("moment", ["products", "products/9"], ids=["after the page", "after a single item"])
+async def test_callbacks_that_arrive_after_jasper_has_answered_win(world: World, moment: str) -> None:
+    """They carry no time, so that nothing but the order in which they came tells that they are newer."""
+    world.jasper.page_size = 10
+    world.jasper.fields = {"id", "price", "updated_at"}  # so that single items are asked for before anything is written
     for number in range(1, 7):
         await world.told("created", world.changed(number, price=1))
-    world.changed(1, price=2)  # missed; then comes a callback of which the list knows nothing yet
-    world.changed(9)  # missed; its callback comes late, but not too late
+    for number in (1, 2, 9):
+        world.changed(number, price=2)
     head = await world.head()
-    later = [
-        ("updated", {**world.jasper.products["1"], "price": 3, "updated_at": "2026-11-23T11:00:00Z"}),
-        ("updated", {**world.jasper.products["2"], "price": 3, "updated_at": "2026-11-23T11:00:00Z"}),
+    callbacks = [
+        ("updated", {"id": 1, "price": 3}),
+        ("deleted", {"id": 2}),
         ("deleted", {"id": 3}),
-        ("created", dict(world.jasper.products["9"])),
+        ("created", {"id": 9}),
     ]
-
-    async def meanwhile(request: httpx.Request) -> None:
-        if request.url.path.endswith("/products/9") or request.url.params.get("page") == "2":
-            while later:
-                await world.told(*later.pop())
-
-    world.jasper.fields = {"id", "price", "updated_at"}  # so that single items are asked for before anything is written
-    world.jasper.page_size = 4
     answer = world.jasper.answer
 
     async def answer_then_hear(request: httpx.Request) -> httpx.Response:
         response = await answer(request)
-        await meanwhile(request)
+        while request.url.path.endswith(moment) and callbacks:
+            await world.told(*callbacks.pop())
         return response
 
     world.jasper.answer = answer_then_hear  # type: ignore[method-assign]
-    await world.reconcile()
-    assert later == []
-    told = [(event["entity_id"], event["source"]) for event in await world.events(head)]
-    assert sorted(told) == [
-        ("1", "reconciliation"), ("1", "webhook"), ("2", "webhook"), ("3", "webhook"), ("9", "webhook"),
-    ]  # fmt: skip
-    state = await world.state()
-    assert (state["1"]["price"], state["2"]["price"], "3" in state) == (3, 3, False)
+    done = await world.reconcile()
+    assert (done.status, callbacks) == (Status.SUCCEEDED, [])
+    assert await world.told_by(head) == []
+    assert len(await world.events(head)) == 4
+
+
+async def test_a_deletion_that_was_found_gives_way_to_a_callback(world: World) -> None:
+    """It arrives between the 404 and the deletion."""
+    for number in range(1, 7):
+        await world.told("created", world.changed(number))
+    gone = [world.deleted(number) for number in (2, 3)]
+    head = await world.head()
+
+    async def hear(request: httpx.Request) -> None:
+        if request.url.path.endswith("/3"):
+            await world.told("updated", {"id": 2, "name": gone[0]["name"], "price": 5})
+
+    world.jasper.before = hear
+    done = await world.reconcile()
+    assert done.deleted == 1
+    assert await world.told_by(head) == [("delete", "3")]
 
 
 async def test_what_jasper_itself_says_is_older_is_no_difference(world: World) -> None:
@@ -416,6 +425,17 @@ async def test_empty_pages_without_end_fail_the_run(world: World) -> None:
     assert number < 100
 
 
+async def test_another_entity_in_place_of_the_one_that_was_asked_for_fails_the_run(world: World) -> None:
+    for number in range(1, 8):
+        await world.told("created", world.changed(number))
+    world.jasper.hidden = {"6"}
+    world.jasper.products["6"] = world.jasper.products["7"]
+    done = await world.reconcile()
+    assert done.status is Status.FAILED
+    assert done.error is not None
+    assert "asked for product 6 and answered with 7" in done.error
+
+
 async def test_an_item_without_an_id_fails_the_run(world: World) -> None:
     world.changed(1)
     world.jasper.products["1"].pop("id")
@@ -449,6 +469,9 @@ async def test_a_run_is_due_at_its_interval_and_begun_by_one_replica(world: Worl
     assert await begun() == 1
     await world.sql.execute("UPDATE reconciliations SET started_at = started_at - interval '1 hour'")
     assert await begun() == 2
+    async with world.reconciler(reconcile_interval=3600) as late:
+        with pytest.raises(ConflictError, match="quicker"):  # it had looked before the other one was through
+            await late.start(EntityType.PRODUCT, only_if_due=True)
     async with world.reconciler() as never:
         await world.sql.execute("UPDATE reconciliations SET started_at = started_at - interval '1 hour'")
         await never.look()
