@@ -86,6 +86,7 @@ async def _checks(request: Request) -> AsyncIterator[Check]:
                 else "no signing secret is known: callbacks are answered with 503",
             )
         yield await _registration(request)
+        yield await _reconciliation(request)
 
 
 async def _registration(request: Request) -> Check:
@@ -108,6 +109,18 @@ async def _registration(request: Request) -> Check:
         ok=followed <= in_order,
         required=False,
         reason="; ".join(states) or "not registered yet",
+    )
+
+
+async def _reconciliation(request: Request) -> Check:
+    """Whether something may have been missed. Never a reason not to be ready: what comes now is received all the same."""
+    try:
+        absences = await request.state.reconciler.absences()
+    except DatabaseUnavailableError:
+        return Check(name="reconciliation", ok=True, required=False, reason="not known while Postgres is away")
+    offered = "; ".join(f"{entity_type}: {absence.in_words(entity_type)}" for entity_type, absence in absences.items())
+    return Check(
+        name="reconciliation", ok=True, required=False, reason=offered or "nothing says that callbacks were missed"
     )
 
 

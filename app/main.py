@@ -5,7 +5,7 @@ What the lifespan opens is closed in the reverse order, also where the start fai
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -38,6 +38,10 @@ from app.jasper.proof import Location
 from app.ledger.retention import Periods, keep_removing
 from app.ledger.writer import Writer
 from app.middleware import Requests
+from app.reconciliation import router as reconciliations
+from app.reconciliation.attendance import Attendance
+from app.reconciliation.fetch import Fetcher
+from app.reconciliation.reconciler import Reconciler
 from app.registration import router as webhooks
 from app.registration.register import Registrar
 from app.registration.watch import keep_registered
@@ -55,57 +59,11 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as held:
-            engine = create_engine(dsn)
-            held.push_async_callback(engine.dispose)
-            await held.enter_async_context(tracing.exporting())
-            sealer = Sealer(encryption_keys)
-            jasper = await held.enter_async_context(open_http(settings))
-            registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper)
-            keyring = Keyring(registrar.store, _header_values(settings))
-            await keyring.try_refresh()  # Postgres may have gone again; callbacks are then told to come later
-            writer = await held.enter_async_context(Writer(dsn))
-            wakeup = await held.enter_async_context(Wakeup(dsn))
-            app.state.drain = wakeup.drain
-            refused = Rejections()
-            intake = Intake(
-                keyring=keyring,
-                writer=writer,
-                unproven=UnprovenStore(engine, sealer, settings.unproven_limit),
-                rejections=refused,
-                location=Location.parse(settings.jasper_signing_secret_location),
-                mapping=settings.payload_mapping,
-                max_body_bytes=settings.max_body_bytes,
-                room=Room(max(ROOM, 2 * settings.max_body_bytes)),
-            )
-            await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
-            held.callback(metrics.forget_process)
-            vitals = scrape.Vitals(engine, writer, intake.room)
-            await held.enter_async_context(_running(vitals.keep_fresh(), name="vitals"))
-            await held.enter_async_context(_running(keep_sealed(engine, sealer), name="sealing"))
-            if with_callbacks:
-                types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
-                await held.enter_async_context(
-                    _running(keep_registered(registrar, types, settings.registration_check), name="registration")
-                )
-            kept = Periods(settings.event_retention, settings.delivery_retention)
-            alarm = Alarm(engine, settings.event_retention)
-            await held.enter_async_context(_running(keep_removing(engine, kept, warn=alarm.look), name="retention"))
-            yield {
-                "settings": settings,
-                "admin_key": settings.admin_api_key,
-                "key_failures": KeyFailures(),
-                "engine": engine,
-                "wakeup": wakeup,
-                "streams": Streams(engine, wakeup),
-                "writer": writer,
-                "keyring": keyring,
-                "registrar": registrar,
-                "rejections": refused,
-                "vitals": vitals,
-                "ledger_view": scrape.LedgerView(engine),
-                "intake": intake,
-                "reprocessor": Reprocessor(engine, writer, settings.payload_mapping),
-            }
+            state = await _open(held, settings, dsn, encryption_keys)
+            app.state.drain = state["wakeup"].drain
+            for name, work in _chores(settings, dsn, state):
+                await held.enter_async_context(_running(work, name=name))
+            yield state
 
     described: dict[str, Any] = {
         "title": "jasper-receiver",
@@ -127,7 +85,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     if with_api:
         for room in (
             *(feed, consumers, deliveries, reprocess, webhooks),
-            *(rejections, unproven, release, entities),
+            *(rejections, unproven, release, reconciliations, entities),
         ):
             app.include_router(room.router)
         if with_callbacks:
@@ -137,6 +95,68 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     stack = Requests(app.build_middleware_stack())
     app.middleware_stack = CallbackDoor(stack) if with_callbacks else stack
     return app
+
+
+async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> dict[str, Any]:
+    """What the process holds, for the requests' state; `held` closes it."""
+    engine = create_engine(dsn)
+    held.push_async_callback(engine.dispose)
+    await held.enter_async_context(tracing.exporting())
+    held.callback(metrics.forget_process)
+    sealer = Sealer(encryption_keys)
+    jasper = await held.enter_async_context(open_http(settings))
+    registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper)
+    keyring = Keyring(registrar.store, _header_values(settings))
+    await keyring.try_refresh()  # Postgres may have gone again; callbacks are then told to come later
+    writer = await held.enter_async_context(Writer(dsn))
+    wakeup = await held.enter_async_context(Wakeup(dsn))
+    refused = Rejections()
+    intake = Intake(
+        keyring=keyring,
+        writer=writer,
+        unproven=UnprovenStore(engine, sealer, settings.unproven_limit),
+        rejections=refused,
+        location=Location.parse(settings.jasper_signing_secret_location),
+        mapping=settings.payload_mapping,
+        max_body_bytes=settings.max_body_bytes,
+        room=Room(max(ROOM, 2 * settings.max_body_bytes)),
+    )
+    return {
+        "settings": settings,
+        "admin_key": settings.admin_api_key,
+        "key_failures": KeyFailures(),
+        "engine": engine,
+        "sealer": sealer,
+        "wakeup": wakeup,
+        "streams": Streams(engine, wakeup),
+        "writer": writer,
+        "keyring": keyring,
+        "registrar": registrar,
+        "reconciler": await held.enter_async_context(Reconciler(settings, dsn=dsn, engine=engine, http=jasper)),
+        "rejections": refused,
+        "vitals": scrape.Vitals(engine, writer, intake.room),
+        "ledger_view": scrape.LedgerView(engine),
+        "intake": intake,
+        "reprocessor": Reprocessor(engine, writer, settings.payload_mapping),
+    }
+
+
+def _chores(settings: Settings, dsn: str, state: dict[str, Any]) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+    """What goes on beside the requests, each with its name."""
+    engine, registrar, reconciler = state["engine"], state["registrar"], state["reconciler"]
+    yield "keyring", state["keyring"].keep_fresh()
+    yield "vitals", state["vitals"].keep_fresh()
+    yield "sealing", keep_sealed(engine, state["sealer"])
+    yield "reconciliation", reconciler.keep()
+    if "callbacks" in settings.roles:
+        types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
+        yield "registration", keep_registered(registrar, types, settings.registration_check)
+        yield "attendance", Attendance(settings, engine, registrar.store).keep()
+    if settings.jasper_fetch_entity and settings.names_jasper:
+        fetcher = Fetcher(dsn, reconciler.jasper, settings.payload_mapping, state["wakeup"])
+        yield "fetch", fetcher.keep()
+    kept = Periods(settings.event_retention, settings.delivery_retention)
+    yield "retention", keep_removing(engine, kept, warn=Alarm(engine, settings.event_retention).look)
 
 
 def _header_values(settings: Settings) -> dict[str, str]:

@@ -39,6 +39,7 @@ TAGS = [
     {"name": "entities", "description": "The latest state of each entity, and its history."},
     {"name": "deliveries", "description": "Every authentic callback as it came, and how it was read."},
     {"name": "webhooks", "description": "The registrations with Jasper."},
+    {"name": "reconciliations", "description": "Comparisons with Jasper's own lists."},
     {"name": "operations", "description": "Health, readiness, what was refused."},
     {"name": "callbacks", "description": "For Jasper alone: where its webhooks deliver."},
 ]

@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     jasper_payload_mapping: Annotated[dict[MappingPart, tuple[str, ...]], *JsonObject] = Field(
         {}, description="JSON object: part of an event → places to look for it before the built-in ones"
     )
+    jasper_fetch_entity: bool = Field(
+        False, description="Fetch an entity from Jasper when an event comes without its data"
+    )
     encryption_keys: Annotated[tuple[SecretStr, ...], *CommaSeparated] = Field(
         (), description="Comma-separated Fernet keys; the first encrypts, all decrypt"
     )
@@ -124,8 +127,13 @@ class Settings(BaseSettings):
     delivery_retention_days: int = Field(
         30, ge=0, le=36_500, description="Days for which deliveries are kept; 0: for ever"
     )
-    reconcile_interval: int = Field(
-        0, ge=0, description="Seconds between reconciliations; 0: only when asked. There are none yet"
+    reconcile_interval: int = Field(0, ge=0, description="Seconds between reconciliations; 0: only when asked")
+    reconcile_most_deleted: float = Field(
+        0.1, ge=0, le=1, description="The share of what is known that one may delete without `--force`"
+    )
+    reconcile_rate: float = Field(5.0, gt=0, le=1000, description="Requests a second to Jasper's lists and entities")
+    reconcile_list_query: str | None = Field(
+        None, description="Put on the addresses of Jasper's lists, such as `per_page=250&sort=id`"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe level that is logged"

@@ -4,7 +4,7 @@
 the runbook tells more (`docs/operations/runbook.md`). Nothing here ever shows a secret or a header's value.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -22,6 +22,9 @@ from app.domain.values import DeliveryStatus, EntityType
 from app.feed import consumers, queries
 from app.feed.alarm import Danger, danger
 from app.feed.consumer_schemas import Consumer
+from app.reconciliation.attendance import Absence, absences
+from app.reconciliation.store import Reconciliation, latest
+from app.reconciliation.store import Status as ReconciliationStatus
 from app.registration.register import wanted_webhook
 from app.registration.retry_window import retry_span
 from app.registration.store import Registration, RegistrationStore, Retiring, State
@@ -64,9 +67,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How things stand. `feed_position` is the newest sequence; `quarantined` and `unproven` count callbacks that feed
-    nothing yet; `sealed` counts sealed values by encryption key.
-    """  # noqa: D205 - one sentence
+    """How things stand.
+
+    `feed_position` is the newest sequence; `quarantined` and `unproven` count callbacks that feed nothing yet; `sealed`
+    counts sealed values by encryption key; `reconciliations` are the newest of each entity type, `absences` what they
+    should make good for.
+    """
 
     postgres: str
     schema: str | None
@@ -77,6 +83,8 @@ class Status:
     registrations: tuple[Registration, ...]
     retiring: tuple[Retiring, ...]
     consumers: tuple[Consumer, ...]
+    reconciliations: Mapping[EntityType, Reconciliation]
+    absences: Mapping[EntityType, Absence]
 
     @property
     def last_callback_at(self) -> datetime | None:
@@ -104,6 +112,8 @@ async def look(engine: AsyncEngine, sealer: Sealer, *, kept_for: timedelta | Non
         registrations=tuple(registrations),
         retiring=tuple(retiring),
         consumers=tuple(await consumers.listed(engine, kept_for=kept_for)),
+        reconciliations=await latest(engine),
+        absences=await absences(engine),
     )
 
 
@@ -112,6 +122,7 @@ def findings(status: Status, settings: Settings, now: datetime) -> list[Finding]
     found = [
         *_about_jasper(status, settings, now),
         *_about_deliveries(status),
+        *_about_reconciliations(status),
         *_about_keys(status.sealed),
         *_about_consumers(status, settings.event_retention, now),
     ]
@@ -261,6 +272,28 @@ def _about_deliveries(status: Status) -> Iterator[Finding]:
         )
 
 
+def _about_reconciliations(status: Status) -> Iterator[Finding]:
+    for entity_type, absence in status.absences.items():
+        yield _problem(
+            "callbacks-missed",
+            absence.in_words(entity_type),
+            f"`jasper-receiver reconcile {entity_type}`, or POST /v1/reconciliations",
+        )
+    for entity_type, last in status.reconciliations.items():
+        if last.status is ReconciliationStatus.FAILED:
+            yield _problem(
+                "reconciliation-failed",
+                f"{entity_type}: the last reconciliation failed: {last.error}",
+                f"what that says; then `jasper-receiver reconcile {entity_type}`",
+            )
+        elif last.status is ReconciliationStatus.NEEDS_CONFIRMATION:
+            yield _problem(
+                "reconciliation-waits",
+                f"{entity_type}: the last reconciliation stopped: {last.error}",
+                f"if Jasper is right: `jasper-receiver reconcile {entity_type} --force`",
+            )
+
+
 def _about_keys(counts: SealedCounts) -> Iterator[Finding]:
     if counts.lost:
         yield _problem(
@@ -315,6 +348,7 @@ def record(status: Status, settings: Settings, found: list[Finding], now: dateti
         **overview(status, settings),
         "registrations": [describe(one, status.retiring, now) for one in status.registrations],
         "consumers": [one.model_dump(mode="json") for one in status.consumers],
+        "reconciliations": [one.model_dump(mode="json") for one in status.reconciliations.values()],
     }
 
 

@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -45,6 +46,9 @@ from app.feed.filters import Filters
 from app.jasper.client import open_http
 from app.ledger.writer import Writer
 from app.main import create_app
+from app.reconciliation.reconciler import Reconciler
+from app.reconciliation.store import Reconciliation
+from app.reconciliation.store import Status as ReconciliationStatus
 from app.registration.register import Outcome, Registrar
 from app.sealing import Sealer, development_keys, generate_key
 from app.serving import Server, listen
@@ -344,6 +348,9 @@ def _print_status(status: Status, settings: Settings, found: list[Finding], now:
     for registration in status.registrations:
         click.echo()
         print_record(describe(registration, status.retiring, now), as_json=False)
+    for reconciliation in status.reconciliations.values():
+        click.echo()
+        print_record(reconciliation.model_dump(mode="json"), as_json=False)
     if status.consumers:
         click.echo()
         print_records([one.model_dump(mode="json") for one in status.consumers], as_json=False)
@@ -411,6 +418,45 @@ def _change_webhooks(
     print_records(outcomes, as_json=as_json)
     if any(outcome["problem"] for outcome in outcomes):
         sys.exit(1)
+
+
+@main.command()
+@click.argument("entity_type", type=click.Choice([str(entity_type) for entity_type in EntityType]))
+@click.option("--force", is_flag=True, help="Delete what is gone, however many that are.")
+@as_json_option
+@with_settings
+def reconcile(settings: Settings, entity_type: str, *, force: bool, as_json: bool) -> None:
+    """Compare with Jasper's own list and write what was missed.
+
+    Goes on with a reconciliation that was left unfinished. May be broken off and run again: only differences are written.
+    """
+
+    async def work(dsn: str) -> Reconciliation:
+        async with engine_at(dsn) as engine, open_http(settings) as http:
+            reconciler = Reconciler(settings, dsn=dsn, engine=engine, http=http)
+            return await reconciler.reconcile(EntityType(entity_type), force=force, on_progress=_progress())
+
+    with database(settings) as (dsn, _):
+        outcome = asyncio.run(work(dsn))
+    print_record(outcome.model_dump(mode="json"), as_json=as_json)
+    if outcome.status is not ReconciliationStatus.SUCCEEDED:
+        sys.exit(1)
+
+
+def _progress() -> Callable[[Reconciliation], None]:
+    """Says every other second how far a reconciliation has come."""
+    pause, said_at = 2.0, time.monotonic()
+
+    def progress(now: Reconciliation) -> None:
+        nonlocal said_at
+        if time.monotonic() > said_at + pause:
+            said_at = time.monotonic()
+            say(
+                f"{now.compared:,} compared: {now.created:,} created, {now.updated:,} updated, "
+                f"{now.deleted:,} deleted so far"
+            )
+
+    return progress
 
 
 @main.command()

@@ -35,7 +35,7 @@ UNREACHABLE = (
 """What asyncpg raises where Postgres cannot be reached or went away."""
 
 
-_OF_THE_MOMENT = {"08", "25", "40", "53", "55", "57", "58"}
+OF_THE_MOMENT = {"08", "25", "40", "53", "55", "57", "58"}
 """SQLSTATE classes that say nothing about the statement: a connection, a server that became read-only, a conflict, resources
 that ran out, a lock or a time-out, an operator, a disk (PostgreSQL manual, appendix A)."""
 
@@ -126,6 +126,6 @@ async def _reached() -> AsyncIterator[None]:
         if isinstance(exc, DBAPIError) and exc.connection_invalidated:
             raise DatabaseUnavailableError("Postgres went away") from exc
         sqlstate = getattr(getattr(exc, "driver_exception", exc), "sqlstate", None) or ""
-        if sqlstate[:2] in _OF_THE_MOMENT:
+        if sqlstate[:2] in OF_THE_MOMENT:
             raise DatabaseUnavailableError(f"Postgres cannot answer now (SQLSTATE {sqlstate})") from exc
         raise

@@ -23,6 +23,11 @@ class Lock(IntEnum):
     UNPROVEN = 4
     CONSUMERS = 5
     RETENTION = 6
+    FETCH = 20
+    RECONCILE_PRODUCT = 21
+    RECONCILE_CATEGORY = 22
+    RECONCILE_BRAND = 23
+    RECONCILE_CONCRETE_ENTITY = 24
 
     @property
     def key(self) -> int:

@@ -217,6 +217,76 @@ retiring_credentials = Table(
     Index(None, "entity_type", "accepted_until"),
 )
 
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("entity_type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("force", Boolean, nullable=False, comment="delete however many are gone"),
+    Column("compared", BigInteger, nullable=False, comment="entities of Jasper's that were compared"),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+    Column("deleted", BigInteger, nullable=False),
+    Column("error", Text, comment="why it failed or waits for a confirmation, in words"),
+    Column("started_at", _moment, nullable=False),
+    Column("finished_at", _moment),
+    # How far it has come, so that another process can go on from there.
+    Column("first_sequence", BigInteger, nullable=False, comment="the newest event when it began"),
+    Column("stage", Text, nullable=False, comment="list, absent or delete"),
+    Column("page", Text, comment="address of the page to be read next; null: the first"),
+    Column("total", BigInteger, comment="how many entities the last page said there are"),
+    Column("items_are_whole", Boolean, comment="whether the list carries all that a single item does; null: not known"),
+    CheckConstraint("status IN ('running', 'succeeded', 'failed', 'needs_confirmation')", name="status"),
+    CheckConstraint("stage IN ('list', 'absent', 'delete')", name="stage"),
+    CheckConstraint("(status = 'running') = (finished_at IS NULL)", name="finished"),
+    Index(None, "entity_type", "id"),
+    Index("reconciliations_running_key", "entity_type", unique=True, postgresql_where=text("status = 'running'")),
+)
+
+reconciled_entities = Table(
+    "reconciled_entities",
+    metadata,
+    Column("reconciliation_id", Uuid, ForeignKey("reconciliations.id", ondelete="CASCADE"), primary_key=True),
+    Column("entity_id", _bytewise, primary_key=True),
+    Column("gone_at", _moment, comment="when Jasper said that there is none, by its clock"),
+    Column("known_until", BigInteger, comment="the newest event before Jasper was asked; null: it is there"),
+    Index(
+        "reconciled_entities_gone_idx",
+        "reconciliation_id",
+        "entity_id",
+        postgresql_where=text("known_until IS NOT NULL"),
+    ),
+)
+
+attendance = Table(
+    "attendance",
+    metadata,
+    Column("entity_type", Text, primary_key=True),
+    Column("alive_at", _moment, nullable=False, comment="when callbacks could last be committed"),
+    Column("away_from", _moment, comment="the last time that was too long for Jasper's retries: from when"),
+    Column("away_until", _moment, comment="and until when; both go when a reconciliation has made good for it"),
+    CheckConstraint("(away_from IS NULL) = (away_until IS NULL)", name="away"),
+)
+
+pending_fetches = Table(
+    "pending_fetches",
+    metadata,
+    Column("entity_type", Text, primary_key=True),
+    Column("entity_id", _bytewise, primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", _moment, nullable=False),
+    Index(None, "due_at"),
+)
+
+fetch_position = Table(
+    "fetch_position",
+    metadata,
+    Column("is_only", Boolean, primary_key=True, comment="true: there is one row"),
+    Column("position", BigInteger, nullable=False, comment="the last event that was looked at for missing data"),
+    CheckConstraint("is_only", name="only"),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

@@ -1,40 +1,46 @@
-"""Jasper's REST API over an injected `httpx.AsyncClient`: its webhooks, its pages, its errors as ours.
+"""Jasper's REST API over an injected `httpx.AsyncClient`: its webhooks, its entities, its pages, its errors as ours.
 
 Documented by Jasper: the paths, the properties of a webhook, the bearer token, lists with `links` and `meta`, the
 statuses 401, 404 and 422. Everything else is read leniently: resources wrapped in `data` or not, numbers as text, fields
-that are missing or new. A call that may be repeated without harm is repeated with back-off; the creation of a webhook is
-not, where it may have succeeded unheard. No error and no repr ever carries the token, a secret, a header's value or a raw
-body.
+that are missing or new. Entities are handed on as the JSON text they came as. A call that may be repeated without harm
+is repeated with back-off; the creation of a webhook is not, where it may have succeeded unheard. No error and no repr
+ever carries the token, a secret, a header's value or a raw body.
 """
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
 import stamina
 
 from app.clock import utc_now
-from app.domain.values import EntityType
+from app.domain import jsontext
+from app.domain.jsontext import NotJsonError
+from app.domain.values import EntityType, JsonText
 from app.errors import JasperError, JasperRefusedError, JasperUnavailableError
 from app.settings import Settings
 
 MAX_PAGES = 500
 """Pages of one list; a tenant has a handful of webhooks, so more means that the pages do not end."""
 
+_T = TypeVar("_T")
+
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 _CONNECT_TIMEOUT = 5.0
 _ANSWER_WITHIN = 20.0
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _METHOD_UNKNOWN = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 _MASKED = re.compile(r"\*{3,}|•|…|redacted|hidden", re.IGNORECASE)
@@ -55,7 +61,7 @@ class Patience:
     """How long to wait for Jasper and how often to ask again; all waits are in seconds.
 
     `answer_within` bounds one answer as a whole. A `Retry-After` longer than `longest_wait` is not waited for here: the
-    error carries it to the caller.
+    error carries it to the caller. Two calls begin at least `pace` apart, whoever makes them.
     """
 
     attempts: int = 4
@@ -63,6 +69,7 @@ class Patience:
     longest_wait: float = 10.0
     jitter: float = 0.5
     answer_within: float = _ANSWER_WITHIN
+    pace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,33 @@ class WebhookProperties:
         if name == "headers":
             return same_headers(self.headers, shown, masked_agree=True)
         return bool(getattr(self, name) == shown)
+
+
+@dataclass(frozen=True, slots=True)
+class EntityPage:
+    """One page of a list of entities, each as its JSON text.
+
+    `following` is the address of the next page (path and query), None after the last. `guessed` says that the page did
+    not tell whether there is another, so that asking for it is all that is left. `total` counts the entities of the whole
+    list, where Jasper says so; `number` is the page's own.
+    """
+
+    items: tuple[JsonText, ...]
+    following: str | None
+    guessed: bool
+    total: int | None
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SingleEntity:
+    """The answer to a question for one entity: its JSON text, None where there is none (404, 410).
+
+    `answered_at` is the time by Jasper's clock, in whole seconds (RFC 9110, section 6.6.1), where the answer tells it.
+    """
+
+    data: JsonText | None
+    answered_at: datetime | None
 
 
 class Enabling(StrEnum):
@@ -194,6 +228,7 @@ class JasperClient:
             wait_max=self._patience.longest_wait,
             wait_jitter=self._patience.jitter,
         )
+        self._next_turn = 0.0
 
     async def ping(self) -> str:
         """Jasper's clock, as it writes it; proves that address and token are right."""
@@ -251,6 +286,59 @@ class JasperClient:
             if exc.status not in {404, 410}:
                 raise
 
+    async def entity_page(self, entity_type: EntityType, *, at: str | None = None, query: str = "") -> EntityPage:
+        """A page of Jasper's list of an entity type: the first, or `at` an address that a page before gave, or a number.
+
+        `query` is put on every address, in place of parameters of the same name: Jasper documents neither the size of a
+        page nor how an order is asked for.
+        """
+        first = self._at(f"/{entity_type.collection}").copy_merge_params(httpx.QueryParams(query))
+        url = first
+        if at is not None and at.isdecimal():
+            url = first.copy_merge_params({"page": at})
+        elif at is not None:
+            url = first.copy_with(raw_path=at.encode()).copy_merge_params(httpx.QueryParams(query))
+
+        def read(_response: httpx.Response, content: bytes) -> EntityPage:
+            answer, items = _outline(jsontext.document(content), entity_type)
+            number = _page_number(answer, url)
+            following, guessed = _next_page(answer, number), False
+            if following is None and items and not _tells_its_place(answer):
+                following, guessed = number + 1, True
+            address = None if following is None else self._next_url(following, url, first)
+            return EntityPage(
+                items=tuple(items),
+                following=None if address is None else address.raw_path.decode(),
+                guessed=guessed,
+                total=_number(_meta(answer).get("total")),
+                number=number,
+            )
+
+        return await self._call("GET", url, read=read)
+
+    async def entity(self, entity_type: EntityType, entity_id: str) -> SingleEntity:
+        """One entity, in `data` or bare."""
+
+        def read(response: httpx.Response, content: bytes) -> SingleEntity:
+            answered_at = _http_date(response.headers.get("Date", ""))
+            if response.status_code in _GONE:
+                return SingleEntity(None, answered_at)
+            text = jsontext.document(content)
+            members = jsontext.members(text) if jsontext.kind(text) == "object" else {}
+            inner = members.get("data")
+            if inner is not None and jsontext.kind(inner) == "object" and "id" not in members:
+                text = inner
+            elif not members:
+                raise JasperUnavailableError("Jasper's answer cannot be read: an entity should be a JSON object")
+            return SingleEntity(text, answered_at)
+
+        url = self._at(f"/{entity_type.collection}/{quote(entity_id, safe='')}")
+        return await self._call("GET", url, read=read, gone=_GONE)
+
+    def _at(self, path: str) -> httpx.URL:
+        base = self._http.base_url
+        return base.copy_with(raw_path=base.raw_path.rstrip(b"/") + path.encode())
+
     async def _shown(self, answer: Any, webhook_id: str) -> Webhook:
         """The webhook in an answer to a change; asked for where the answer does not describe it."""
         if isinstance(answer, dict) and answer:
@@ -262,8 +350,7 @@ class JasperClient:
 
         Behind a proxy the links may name another scheme or host than the one that answers; those are never followed.
         """
-        base = self._http.base_url
-        first = base.copy_with(path=base.path.rstrip("/") + path)
+        first = self._at(path)
         url, number, seen = first, 1, set[httpx.URL]()
         while True:
             answer = await self._ask("GET", url)
@@ -273,16 +360,39 @@ class JasperClient:
                 return
             seen.add(url)
             number += 1
-            link = url.join(following) if isinstance(following, str) else None
-            stays = link is not None and _origin(link) == _origin(base)
-            url = link if link is not None and stays else first.copy_merge_params({"page": number})
+            url = self._next_url(following if isinstance(following, str) else number, url, first)
             if url in seen:
                 raise JasperUnavailableError(f"the pages of Jasper's list {path} go round in circles")
             if number > MAX_PAGES:
                 raise JasperUnavailableError(f"Jasper's list {path} does not end after {MAX_PAGES} pages")
 
+    def _next_url(self, following: str | int, url: httpx.URL, first: httpx.URL) -> httpx.URL:
+        """Where the page after `url` is: at its link, or at a number on the address of the first one."""
+        if isinstance(following, str):
+            link = url.join(following)
+            if _origin(link) == _origin(self._http.base_url):
+                return link
+            following = _number(link.params.get("page")) or (_number(url.params.get("page")) or 1) + 1
+        return first.copy_merge_params({"page": following})
+
     async def _ask(self, method: str, url: httpx.URL | str, body: Any = None, *, repeatable: bool = True) -> Any:
-        """One call, asked again with back-off where that may help. Unrepeatable ones only where nothing was done."""
+        """One call; its answer as Python values, None where it is empty."""
+        return await self._call(method, url, body, repeatable=repeatable, read=_answer)
+
+    async def _call(
+        self,
+        method: str,
+        url: httpx.URL | str,
+        body: Any = None,
+        *,
+        repeatable: bool = True,
+        read: Callable[[httpx.Response, bytes], _T],
+        gone: Collection[int] = (),
+    ) -> _T:
+        """One call, asked again with back-off where that may help. Unrepeatable ones only where nothing was done.
+
+        `read` makes something of an answer that is a success, or has one of the statuses `gone`.
+        """
 
         def again(error: Exception) -> bool | float:
             if not isinstance(error, JasperUnavailableError):
@@ -294,15 +404,25 @@ class JasperClient:
                 return True
             return error.retry_after if error.retry_after <= self._patience.longest_wait else False
 
-        return await self._repeating(again, self._ask_once, method, url, body)
+        async def once() -> _T:
+            response, content = await self._exchange(method, url, body)
+            if not response.is_success and response.status_code not in gone:
+                raise _error(response, _parsed(content), self._private(body))
+            try:
+                return read(response, content)
+            except NotJsonError as exc:
+                raise _no_json(response) from exc
 
-    async def _ask_once(self, method: str, url: httpx.URL | str, body: Any) -> Any:
+        return await self._repeating(again, once)
+
+    async def _exchange(self, method: str, url: httpx.URL | str, body: Any) -> tuple[httpx.Response, bytes]:
+        await self._wait_for_turn()
         try:
             async with (
                 asyncio.timeout(self._patience.answer_within),
                 self._http.stream(method, url, json=body) as response,
             ):
-                content = await _read(response)
+                return response, await _read(response)
         except _NEVER_SENT as exc:
             raise JasperUnavailableError(
                 f"Jasper cannot be reached at {self._http.base_url}: look at JASPER_API_URL and at the way there"
@@ -313,18 +433,13 @@ class JasperClient:
             ) from exc
         except httpx.RequestError as exc:
             raise JasperUnavailableError(f"the connection to Jasper broke ({type(exc).__name__})") from exc
-        if not response.is_success:
-            raise _error(response, _parsed(content), self._private(body))
-        if not content.strip():
-            return None
-        answer = _parsed(content)
-        if not isinstance(answer, (dict, list)):
-            raise JasperUnavailableError(
-                f"Jasper answered {response.status_code}, but not with JSON: look at JASPER_API_URL, "
-                "which should look like https://TENANT.REGION.jasperpim.com/api/v1",
-                status=response.status_code,
-            )
-        return answer
+
+    async def _wait_for_turn(self) -> None:
+        now = time.monotonic()
+        turn = max(now, self._next_turn)
+        self._next_turn = turn + self._patience.pace
+        if turn > now:
+            await asyncio.sleep(turn - now)
 
     def _private(self, body: Any) -> set[str]:
         """What must not show up in an error's words: the token, and the header values that were sent."""
@@ -357,6 +472,22 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _answer(response: httpx.Response, content: bytes) -> Any:
+    """An answer as Python values; None where it is empty."""
+    answer = _parsed(content) if content.strip() else {}
+    if not isinstance(answer, (dict, list)):
+        raise _no_json(response)
+    return answer if content.strip() else None
+
+
+def _no_json(response: httpx.Response) -> JasperUnavailableError:
+    return JasperUnavailableError(
+        f"Jasper answered {response.status_code}, but not with JSON: look at JASPER_API_URL, "
+        "which should look like https://TENANT.REGION.jasperpim.com/api/v1",
+        status=response.status_code,
+    )
 
 
 def _error(response: httpx.Response, answer: Any, private: Collection[str]) -> JasperError:
@@ -420,11 +551,16 @@ def _retry_after(response: httpx.Response, now: datetime) -> float | None:
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
+    moment = _http_date(value)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def _http_date(value: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(0.0, (moment - now).total_seconds()) if moment.tzinfo else None
+    return moment if moment.tzinfo else None
 
 
 def _items(answer: Any) -> list[Any]:
@@ -437,16 +573,54 @@ def _items(answer: Any) -> list[Any]:
     return items
 
 
+def _outline(text: JsonText, entity_type: EntityType) -> tuple[Any, list[JsonText]]:
+    """What a page says of itself, as Python values without the entities; and the entities, untouched.
+
+    Raises NotJsonError, and JasperUnavailableError where it is no page.
+    """
+    if jsontext.kind(text) == "array":
+        return None, jsontext.elements(text)
+    members = jsontext.members(text) if jsontext.kind(text) == "object" else {}
+    for name in ("data", "items", entity_type.collection.replace("-", "_")):
+        if name in members and jsontext.kind(members[name]) == "array":
+            return {one: _parsed(members[one]) for one in members if one != name}, jsontext.elements(members[name])
+    raise JasperUnavailableError(
+        "Jasper's list cannot be read: it is neither a list nor an object with a list in `data`"
+    )
+
+
+def _meta(answer: Any) -> Mapping[str, Any]:
+    """Where a page tells its number: in `meta`, or beside its items, as Laravel does without resources."""
+    if not isinstance(answer, dict):
+        return {}
+    meta = answer.get("meta")
+    return meta if isinstance(meta, dict) else answer
+
+
+def _page_number(answer: Any, url: httpx.URL) -> int:
+    return _number(url.params.get("page")) or _number(_meta(answer).get("current_page")) or 1
+
+
+def _tells_its_place(answer: Any) -> bool:
+    """Whether a page says if another one follows."""
+    links = answer.get("links") if isinstance(answer, dict) else None
+    return (
+        (isinstance(links, dict) and "next" in links)
+        or "next_page_url" in _meta(answer)
+        or _number(_meta(answer).get("last_page")) is not None
+    )
+
+
 def _next_page(answer: Any, number: int) -> str | int | None:
     """A link to the next page, or its number where only `meta` tells that there is one; None after the last."""
     if not isinstance(answer, dict):
         return None
-    links, meta = answer.get("links"), answer.get("meta")
-    if isinstance(links, dict) and isinstance(links.get("next"), str):
-        return str(links["next"])
-    last = meta.get("last_page") if isinstance(meta, dict) else None
-    current = meta.get("current_page", number) if isinstance(meta, dict) else number
-    if isinstance(last, int) and isinstance(current, int) and current < last:
+    links, meta = answer.get("links"), _meta(answer)
+    for link in (links.get("next") if isinstance(links, dict) else None, meta.get("next_page_url")):
+        if isinstance(link, str) and link:
+            return link
+    last, current = _number(meta.get("last_page")), _number(meta.get("current_page", number))
+    if last is not None and current is not None and current < last:
         return current + 1
     return None
 

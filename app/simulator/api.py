@@ -155,7 +155,10 @@ class JasperApi:
 
     async def list_entities(self, request: Request) -> Response:
         """A page of a collection, in the order of the ids."""
-        return self._page(request, self._simulator.catalog.entities(_entity_type(request)))
+        entities = self._simulator.catalog.entities(_entity_type(request))
+        if self._options.list_failing_page and _page_number(request) == self._options.list_failing_page:
+            return _json({"message": "Server Error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return self._page(request, entities, fields=[name for name in self._options.list_fields.split(",") if name])
 
     async def show_entity(self, request: Request) -> Response:
         """One entity; 404 where it is gone or never was."""
@@ -176,42 +179,57 @@ class JasperApi:
     def _resource(self, resource: Mapping[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
         return self._answer({"data": resource} if self._options.wrap_resources else resource, status)
 
-    def _page(self, request: Request, items: Sequence[Mapping[str, Any]]) -> Response:
+    def _page(self, request: Request, items: Sequence[Mapping[str, Any]], *, fields: Sequence[str] = ()) -> Response:
         """The page that `?page=` asks for; anything that is no page number is the first, as in Laravel."""
-        size = self._options.page_size
-        wanted = request.query_params.get("page", "1")
-        page = int(wanted) if wanted.isdecimal() and len(wanted) < 10 and int(wanted) > 0 else 1  # noqa: PLR2004
+        wanted_size = request.query_params.get("per_page", "")
+        size = min(int(wanted_size), 1000) if _is_counting_number(wanted_size) else self._options.page_size
+        page = _page_number(request)
         last = max(1, math.ceil(len(items) / size))
         start = (page - 1) * size
         shown = items[start : start + size]
+        if fields:
+            shown = [{name: item[name] for name in fields if name in item} for item in shown]
         path = str(request.url.replace(query="", fragment=""))
 
         def link(number: int) -> str:
             return f"{path}?page={number}"
 
-        return self._answer(
-            {
-                "data": shown,
-                "links": {
-                    "first": link(1),
-                    "last": link(last),
-                    "prev": link(page - 1) if page > 1 else None,
-                    "next": link(page + 1) if page < last else None,
-                },
-                "meta": {
-                    "current_page": page,
-                    "from": start + 1 if shown else None,
-                    "last_page": last,
-                    "path": path,
-                    "per_page": size,
-                    "to": start + len(shown) if shown else None,
-                    "total": len(items),
-                },
-            }
-        )
+        following = link(page + 1) if page < last else None
+        links = {"first": link(1), "last": link(last), "prev": link(page - 1) if page > 1 else None, "next": following}
+        meta = {
+            "current_page": page,
+            "from": start + 1 if shown else None,
+            "last_page": last,
+            "path": path,
+            "per_page": size,
+            "to": start + len(shown) if shown else None,
+            "total": len(items),
+        }
+        content: dict[str, Any] | list[Any]
+        match self._options.list_style:
+            case "laravel":
+                content = {"data": shown, "links": links, "meta": meta}
+            case "links":
+                content = {"data": shown, "links": links}
+            case "meta":
+                content = {"data": shown, "meta": meta}
+            case "flat":
+                content = {"data": shown, "next_page_url": following, **meta}
+            case "bare":
+                content = list(shown)
+        return self._answer(content)
 
-    def _answer(self, content: Mapping[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
+    def _answer(self, content: Mapping[str, Any] | Sequence[Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
         return Response(encode_json(content, self._options.json_style), status, media_type="application/json")
+
+
+def _is_counting_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10 and int(text) > 0  # noqa: PLR2004
+
+
+def _page_number(request: Request) -> int:
+    wanted = request.query_params.get("page", "")
+    return int(wanted) if _is_counting_number(wanted) else 1
 
 
 def _entity_type(request: Request) -> EntityType:

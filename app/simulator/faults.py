@@ -4,6 +4,8 @@ Decides and delays only; it never alters what a callback says. Its chance depend
 """
 
 import asyncio
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -32,6 +34,7 @@ class Faults:
         self._callback_chance = options.random_for("callback trouble")
         self._api_chance = options.random_for("api trouble")
         self.api_mode: ApiMode = "up"
+        self._recent: deque[float] = deque()
 
     def next_callback(self) -> CallbackTrouble:
         """Decide for the next callback."""
@@ -45,10 +48,21 @@ class Faults:
         """Decide for the next request to the API; an outage that was asked for comes before chance."""
         if self.api_mode != "up":
             return self.api_mode
+        if self._options.api_rate_limit and self._is_one_too_many(time.monotonic()):
+            return "throttle"
         options = self._options
         weights = (options.api_error_probability, options.api_throttle_probability, options.api_hang_probability)
         modes: tuple[ApiMode, ...] = ("up", "error", "throttle", "hang")
         return self._api_chance.choices(modes, weights=(1 - sum(weights), *weights))[0]
+
+    def _is_one_too_many(self, now: float) -> bool:
+        """Whether the last second has had all its requests; what is refused does not count."""
+        while self._recent and self._recent[0] <= now - 1:
+            self._recent.popleft()
+        if len(self._recent) >= self._options.api_rate_limit:
+            return True
+        self._recent.append(now)
+        return False
 
 
 class TroubledApi:

@@ -17,6 +17,7 @@ ActionWords = Literal["updated", "product.updated", "ProductUpdated", "update"]
 TimeResolution = Literal["second", "microsecond"]
 TimeFormat = Literal["zulu", "offset", "space"]
 JsonStyle = Literal["compact", "php"]
+ListStyle = Literal["laravel", "links", "meta", "flat", "bare"]
 
 ENTITY_TYPES: tuple[EntityType, ...] = get_args(EntityType)
 
@@ -60,7 +61,14 @@ class SimulatorOptions:
 
     # The API
     token: Annotated[str, "The bearer token that the API wants."] = "simulator-token"  # noqa: S105 # not one of Jasper's
-    page_size: Annotated[int, "Items on a page of a list."] = 25
+    page_size: Annotated[int, "Items on a page of a list, unless ?per_page= asks for another number up to 1000."] = 25
+    list_style: Annotated[
+        ListStyle,
+        "How a list tells of its pages: by links and meta, by one of them, by numbers beside the items,"
+        " or not at all, as a bare array.",
+    ] = "laravel"
+    list_fields: Annotated[str, "Comma-separated members that entities have in lists; without it all."] = ""
+    list_failing_page: Annotated[int, "The page of every list of entities that answers 500; 0: none."] = 0
     wrap_resources: Annotated[bool, 'Answer single resources as {"data": …}.'] = True
     update_verb: Annotated[
         Literal["put", "patch", "both", "none"], "How a webhook may be updated; any other verb answers 405."
@@ -109,6 +117,7 @@ class SimulatorOptions:
     disorder_delay: Annotated[float, "For how long at most it is held back."] = 1.0
     api_delay: Annotated[float, "How long every answer of the API takes."] = 0.0
     api_error_probability: Annotated[float, "How often the API answers 500."] = 0.0
+    api_rate_limit: Annotated[int, "Requests that the API takes in a second before it answers 429; 0: any number."] = 0
     api_throttle_probability: Annotated[float, "How often the API answers 429 with Retry-After."] = 0.0
     api_hang_probability: Annotated[float, "How often the API does not answer until the caller gives up."] = 0.0
     api_retry_after: Annotated[int, "The Retry-After of 429 and 503 answers."] = 1
@@ -145,7 +154,9 @@ _NOT_NEGATIVE = (
     "changes",
     "time_scale",
     "disorder_delay",
+    "list_failing_page",
     "api_delay",
+    "api_rate_limit",
     "api_retry_after",
     "api_hang",
 )

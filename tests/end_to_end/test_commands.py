@@ -87,6 +87,7 @@ def test_status_tells_where_things_stand(command: Command) -> None:
     assert (status["jasper"], status["schema"], status["feed_position"]) == (None, head_revision(), 0)
     assert (status["quarantined"], status["unproven"], status["registrations"], status["consumers"]) == (0, 0, [], [])
     assert status["sealed_values"] == {"current": 0, "older": 0, "lost": 0}
+    assert status["reconciliations"] == []
     assert (status["event_retention_days"], status["delivery_retention_days"]) == (0, 30)
     lines = command("status").stdout.splitlines()
     assert lines[0] == "Nothing needs a hand."

@@ -328,3 +328,85 @@ async def test_id_cannot_reach_another_path() -> None:
     client = JasperClient(http_answered_by(answer), IMPATIENT)
     await client.delete_webhook("../products/1?x=")
     assert paths == [b"/api/v1/webhooks/..%2Fproducts%2F1%3Fx%3D"]
+
+
+async def test_entities_keep_their_text_to_the_last_digit() -> None:
+    product = (
+        b'{"id": 1,  "price": 1.10, "weight": 1e400, "big": 12345678901234567890123456789, "text": "\\u0000\\ud800"}'
+    )
+    client = client_answering(
+        httpx.Response(200, content=b'{"data": [%b]}' % product), httpx.Response(200, content=b'{"data":%b}' % product)
+    )
+    assert (await client.entity_page(EntityType.PRODUCT)).items == (product,)
+    assert (await client.entity(EntityType.PRODUCT, "1")).data == product
+
+
+@pytest.mark.parametrize(
+    ("answer", "following", "guessed", "total"),
+    [
+        ({"data": [{}], "links": {"next": f"{API_URL}/products?page=2"}}, "/api/v1/products?page=2", False, None),
+        ({"data": [{}], "links": {"next": "https://elsewhere/x?page=2"}}, "/api/v1/products?page=2", False, None),
+        ({"data": [{}], "links": {"next": "?cursor=abc"}}, "/api/v1/products?cursor=abc", False, None),
+        ({"data": [{}], "links": {"next": None}}, None, False, None),
+        (
+            {"data": [{}], "meta": {"current_page": 1, "last_page": "2", "total": 5}},
+            "/api/v1/products?page=2",
+            False,
+            5,
+        ),
+        ({"data": [{}], "meta": {"current_page": 1, "last_page": 1}}, None, False, None),
+        ({"data": [{}], "last_page": 3, "total": 9, "current_page": 1}, "/api/v1/products?page=2", False, 9),
+        ({"data": [{}], "next_page_url": f"{API_URL}/products?page=2"}, "/api/v1/products?page=2", False, None),
+        ({"data": [{}], "next_page_url": None}, None, False, None),
+        ({"products": [{}]}, "/api/v1/products?page=2", True, None),
+        ([{}], "/api/v1/products?page=2", True, None),
+        ([], None, False, None),
+    ],
+)
+async def test_the_next_page_of_entities_is_found_however_it_is_told(
+    answer: Any, following: str | None, guessed: bool, total: int | None
+) -> None:
+    page = await client_answering(httpx.Response(200, json=answer)).entity_page(EntityType.PRODUCT)
+    assert (page.following, page.guessed, page.total) == (following, guessed, total)
+
+
+async def test_an_address_of_a_page_never_leads_to_another_host() -> None:
+    urls: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        urls.append(str(request.url))
+        return httpx.Response(200, json={"data": []})
+
+    client = JasperClient(http_answered_by(answer), IMPATIENT)
+    await client.entity_page(EntityType.PRODUCT, at="//evil.test/api", query="per_page=7")
+    await client.entity_page(EntityType.PRODUCT, at="3", query="sort=id")
+    await client.entity_page(EntityType.BRAND, query="per_page=7&sort=id")
+    assert urls == [
+        "https://acme.eu.jasperpim.test//evil.test/api?per_page=7",
+        f"{API_URL}/products?sort=id&page=3",
+        f"{API_URL}/brands?per_page=7&sort=id",
+    ]
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_an_entity_that_is_gone_is_told_with_the_time_of_jaspers_clock(status: int) -> None:
+    gone = httpx.Response(status, headers={"Date": "Tue, 24 Nov 2026 10:00:00 GMT"})
+    answer = await client_answering(gone).entity(EntityType.PRODUCT, "a/b")
+    assert answer.data is None
+    assert str(answer.answered_at) == "2026-11-24 10:00:00+00:00"
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"7", b"[1]"])
+async def test_an_answer_that_is_no_entity_is_no_entity_that_is_gone(content: bytes) -> None:
+    client = client_answering(*[httpx.Response(200, content=content) for _ in range(3)])
+    with pytest.raises(JasperUnavailableError):
+        await client.entity(EntityType.PRODUCT, "1")
+
+
+async def test_calls_keep_their_pace() -> None:
+    client = JasperClient(http_answered_by(lambda _: httpx.Response(200, json={"data": []})), Patience(pace=0.05))
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for _ in range(4):
+        await client.entity_page(EntityType.PRODUCT)
+    assert loop.time() - begun >= 0.15

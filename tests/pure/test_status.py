@@ -12,6 +12,10 @@ from app.clock import spoken
 from app.db.sealed import SealedCounts
 from app.domain.values import EntityType
 from app.feed.consumer_schemas import Consumer
+from app.ids import new_id
+from app.reconciliation.attendance import Absence
+from app.reconciliation.store import Reconciliation
+from app.reconciliation.store import Status as ReconciliationStatus
 from app.registration.register import wanted_webhook
 from app.registration.retry_window import RetryPlan
 from app.registration.store import Registration, Retiring, State
@@ -58,6 +62,8 @@ WELL = Status(
     registrations=(HEALTHY,),
     retiring=(),
     consumers=(),
+    reconciliations={},
+    absences={},
 )
 
 
@@ -71,6 +77,25 @@ def with_registration(**changes: Any) -> Status:
 
 def test_where_all_is_well_there_is_nothing_to_say() -> None:
     assert codes(WELL) == {}
+
+
+def a_reconciliation(status: str) -> Reconciliation:
+    return Reconciliation(
+        id=new_id(),
+        entity_type=PRODUCT,
+        status=ReconciliationStatus(status),
+        compared=10,
+        created=0,
+        updated=0,
+        deleted=0,
+        error=None if status == "succeeded" else "page 2 …",
+        started_at=ago(minutes=5),
+        finished_at=ago(minutes=4),
+    )
+
+
+def test_a_reconciliation_that_succeeded_is_nothing_to_say() -> None:
+    assert codes(replace(WELL, reconciliations={PRODUCT: a_reconciliation("succeeded")})) == {}
 
 
 FAILED = {"state": State.FAILED, "last_error": "Jasper …", "last_error_at": ago(hours=3)}
@@ -111,6 +136,13 @@ OVERTAKEN = CONSUMER.model_copy(update={"expires_at": ago(days=1), "overtaken": 
         (replace(WELL, sealed=SealedCounts(1, 0, 1)), "key-lost", Level.PROBLEM),
         (replace(WELL, sealed=SealedCounts(1, 1, 0)), "key-older", Level.NOTE),
         (replace(WELL, consumers=(CONSUMER,)), "consumer-behind", Level.NOTE),
+        (replace(WELL, absences={PRODUCT: Absence(ago(hours=5), ago(hours=3))}), "callbacks-missed", Level.PROBLEM),
+        (replace(WELL, reconciliations={PRODUCT: a_reconciliation("failed")}), "reconciliation-failed", Level.PROBLEM),
+        (
+            replace(WELL, reconciliations={PRODUCT: a_reconciliation("needs_confirmation")}),
+            "reconciliation-waits",
+            Level.PROBLEM,
+        ),
         (replace(WELL, consumers=(EXPIRING,)), "consumer-expiring", Level.PROBLEM),
         (replace(WELL, consumers=(OVERTAKEN,)), "consumer-overtaken", Level.PROBLEM),
         (
