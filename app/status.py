@@ -311,6 +311,7 @@ def _about_keys(counts: SealedCounts) -> Iterator[Finding]:
 
 def _about_consumers(status: Status, kept_for: timedelta | None, now: datetime) -> Iterator[Finding]:
     for consumer in status.consumers:
+        behind = timedelta(seconds=consumer.lag_seconds)
         match danger(consumer, kept_for, now) if kept_for else None:
             case Danger.OVERTAKEN:
                 yield _problem(
@@ -324,13 +325,12 @@ def _about_consumers(status: Status, kept_for: timedelta | None, now: datetime) 
                     f"consumer {consumer.name}: events that it has not read will be removed from {consumer.expires_at} on",
                     "start it, or raise EVENT_RETENTION_DAYS",
                 )
-        behind = timedelta(seconds=consumer.lag_seconds)
-        if behind > BEHIND_AFTER:
-            yield _note(
-                "consumer-behind",
-                f"consumer {consumer.name}: {consumer.lag} events behind, the oldest for {spoken(behind)}",
-                "is it running? if it stumbles over one event: POST /v1/consumers/{name}/park sets that aside",
-            )
+            case None if behind > BEHIND_AFTER:
+                yield _note(
+                    "consumer-behind",
+                    f"consumer {consumer.name}: {consumer.lag} events behind, the oldest for {spoken(behind)}",
+                    "is it running? if it stumbles over one event: POST /v1/consumers/{name}/park sets that aside",
+                )
 
 
 def record(status: Status, settings: Settings, found: list[Finding], now: datetime) -> dict[str, object]:

@@ -67,7 +67,8 @@ def command_at(words: list[str]) -> tuple[click.Command, list[str]]:
 def documented_commands() -> list[str]:
     """The commands of the page with their arguments and options, as they stand there."""
     found: list[str] = []
-    for row in re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/commands.md").read_text(), re.MULTILINE):
+    table, _, _ = (ROOT / "docs/commands.md").read_text().partition("\n## ")
+    for row in re.findall(r"^\| (`.*?) \| ", table, re.MULTILINE):
         for text in re.findall(r"`([^`]+)`", row):
             # Where a row gives another way to call a command, it does not repeat its name.
             found.append(f"{found[-1].split()[0]} {text}" if text.startswith("--") else text)
