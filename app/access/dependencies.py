@@ -4,7 +4,6 @@ In a signature the key stands first, so that nothing else is looked at before it
 `admin_key` (the value of `ADMIN_API_KEY`, or None) into the lifespan's state.
 """
 
-import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
-from app.access.keys import Scope, verify_key
+from app.access.keys import Scope, digest_of, verify_key
 from app.clock import utc_now
 from app.errors import KeyMissingError, ScopeMissingError
 
@@ -39,11 +38,14 @@ async def authenticate(
     """Who calls. Raises KeyMissingError without a key that is valid now."""
     if credentials is None:
         raise KeyMissingError("send an API key: Authorization: Bearer KEY")
-    given = credentials.credentials
-    admin_key: SecretStr | None = request.state.admin_key
-    if admin_key is not None and _same(given, admin_key.get_secret_value()):
-        return Caller("ADMIN_API_KEY", frozenset(Scope))
-    key = await verify_key(request.state.engine, given, now=utc_now())
+    return await authenticate_digest(request, digest_of(credentials.credentials))
+
+
+async def authenticate_digest(request: Request, digest: bytes) -> Caller:
+    """Whose key has this digest. Raises KeyMissingError where no key that is valid now has it."""
+    if _is_admin_key(request, digest):
+        return _ADMIN
+    key = await verify_key(request.state.engine, digest, now=utc_now())
     if key is None:
         raise KeyMissingError("this API key is not known, or was revoked")
     return Caller(key.name, key.scopes)
@@ -58,9 +60,13 @@ async def still_allowed(request: Request, scope: Scope) -> bool:
     return scope in caller.scopes
 
 
-def _same(one: str, other: str) -> bool:
-    """Equality in constant time, whatever the lengths and characters."""
-    return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (one, other)))
+def _is_admin_key(request: Request, digest: bytes) -> bool:
+    """In constant time, whatever the lengths and characters."""
+    admin_key: SecretStr | None = request.state.admin_key
+    return admin_key is not None and hmac.compare_digest(digest, digest_of(admin_key.get_secret_value()))
+
+
+_ADMIN = Caller("ADMIN_API_KEY", frozenset(Scope))
 
 
 def _holder_of(scope: Scope) -> Callable[..., Awaitable[Caller]]:
