@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import health, openapi, problems
 from app.bootstrap import keep_registered
+from app.dashboard import router as dashboard
 from app.db.engine import create_engine
 from app.db.wakeup import Wakeup
 from app.deliveries import reprocess
@@ -31,6 +32,7 @@ from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
 from app.intake.rejections import Rejections
 from app.intake.router import Intake
+from app.intake.tally import Tally
 from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
@@ -62,6 +64,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             wakeup = await held.enter_async_context(Wakeup(dsn))
             app.state.drain = wakeup.drain
             refused = Rejections()
+            tally = Tally(engine)
+            held.push_async_callback(tally.flush)
             intake = Intake(
                 keyring=keyring,
                 writer=writer,
@@ -71,8 +75,10 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 mapping=settings.payload_mapping,
                 max_body_bytes=settings.max_body_bytes,
                 room=Room(max(ROOM, 2 * settings.max_body_bytes)),
+                tally=tally,
             )
             await held.enter_async_context(_running(keyring.keep_fresh(), name="keyring"))
+            await held.enter_async_context(_running(tally.keep_flushing(), name="tally"))
             if with_callbacks:
                 types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
                 await held.enter_async_context(_running(keep_registered(registrar, types), name="registration"))
@@ -80,6 +86,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
                 "settings": settings,
                 "admin_key": settings.admin_api_key,
                 "engine": engine,
+                "sealer": sealer,
                 "wakeup": wakeup,
                 "streams": Streams(engine, wakeup),
                 "writer": writer,
@@ -106,6 +113,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     app.include_router(health.router)
     if with_callbacks:
         app.router.routes.extend(callbacks.routes)
+    if "dashboard" in settings.roles:
+        app.router.routes.extend(dashboard.routes)
     if with_api:
         for room in (
             *(feed, consumers, deliveries, reprocess, webhooks),

@@ -29,6 +29,7 @@ from app.errors import (
     DatabaseUnavailableError,
     DrainingError,
     EmbeddedPostgresError,
+    ForeignRequestError,
     GoneError,
     InvalidParametersError,
     JasperError,
@@ -91,6 +92,7 @@ KINDS: Mapping[type[ReceiverError], Kind] = {
     RequestTimeoutError: Kind(408, "request-timeout", "The request took too long to arrive"),
     KeyMissingError: Kind(401, "key-missing", "A valid API key is needed"),
     ScopeMissingError: Kind(403, "scope-missing", "The API key lacks a scope"),
+    ForeignRequestError: Kind(403, "foreign-request", "The request comes from somewhere else"),
     NotFoundError: Kind(404, "not-found", "Nothing is here"),
     MethodNotAllowedError: Kind(405, "method-not-allowed", "Not for this method"),
     NotAcceptableError: Kind(406, "not-acceptable", "None of the accepted media types can be sent"),
@@ -131,11 +133,16 @@ class Problem(BaseModel):
 
 def problem_response(error: ReceiverError, instance: str) -> Response:
     """The answer for one error. `instance` is the path asked for, see `instance_of`."""
-    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+    kind = kind_of(error)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", exc_info=error, extra={"path": instance})
         return _respond(kind, _INTERNAL_DETAIL, instance)
     return _respond(kind, str(error), instance, headers=_headers(error), members=_members(error))
+
+
+def kind_of(error: ReceiverError) -> Kind:
+    """What an error is to the web."""
+    return next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
 
 
 def instance_of(scope: Scope) -> str:

@@ -5,6 +5,7 @@ it. It is described in the OpenAPI document all the same (`app.openapi`).
 """
 
 import logging
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.clock import utc_now
-from app.domain.values import ENTITY_TYPE_OF, Delivery, EntityType, Entry, Headers
+from app.domain.values import ENTITY_TYPE_OF, Delivery, EntityType, Entry, Headers, Receipt
 from app.errors import (
     MethodNotAllowedError,
     NotAuthenticError,
@@ -26,6 +27,7 @@ from app.intake.body import Room, read_body
 from app.intake.judge import blank, check
 from app.intake.keyring import Accepted, Keyring
 from app.intake.rejections import Rejections
+from app.intake.tally import Outcome, Tally
 from app.intake.unproven import UnprovenStore
 from app.jasper.proof import Location, carries_headers
 from app.jasper.reading import Mappings, interpret
@@ -47,10 +49,11 @@ class Intake:
     mapping: Mappings
     max_body_bytes: int
     room: Room
+    tally: Tally
 
 
-async def receive_callback(request: Request, intake: Intake) -> Response:
-    """Take one callback. Returns the 200 that tells what came of it, after its commit.
+async def receive_callback(request: Request, intake: Intake) -> Receipt:
+    """Take one callback. Returns what came of it, for the 200, after its commit.
 
     Raises a ReceiverError for everything else, and Starlette's ClientDisconnect where the sender hung up.
     """
@@ -69,8 +72,7 @@ async def receive_callback(request: Request, intake: Intake) -> Response:
 
         delivery = blank(Delivery(entity_type, received_at, client, headers, body, proof), accepted)
         reading = interpret(entity_type, delivery.headers, delivery.body, intake.mapping)
-        receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
-    return Response(msgspec.json.encode(receipt), media_type="application/json")
+        return await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
 
 
 async def _authenticate(
@@ -108,12 +110,18 @@ class CallbackEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive)
+        intake: Intake = scope["state"]["intake"]
+        started = time.perf_counter()
         try:
-            response = await receive_callback(request, scope["state"]["intake"])
+            receipt = await receive_callback(request, intake)
+            outcome = Outcome(receipt.status)
+            response = Response(msgspec.json.encode(receipt), media_type="application/json")
         except ReceiverError as exc:
+            outcome = Outcome.of_error(exc)
             response = problem_response(exc, instance_of(scope))
         except ClientDisconnect:
             return
+        intake.tally.note(request.path_params["collection"], outcome, time.perf_counter() - started)
         await response(scope, receive, send)
 
 
