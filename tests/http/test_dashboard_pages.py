@@ -437,3 +437,32 @@ async def test_what_jasper_refuses_is_told_in_its_words(start: Start) -> None:
             assert "JASPER_API_TOKEN" in response.text
             assert "JASPER_API_TOKEN" in await visitor.get("/dashboard/registrations")
             assert "The webhook for product is failed" in await visitor.get("/")
+
+
+async def test_every_kind_of_answer_is_counted_as_what_it_was(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "_FLUSH_INTERVAL", 0.02)
+    async with start(max_body_bytes=1000) as receiver:
+        for body in (PRODUCT, PRODUCT, {"nothing": "to read"}, b"x" * 1001):
+            await receiver.callback(body)
+        await receiver.callback(PRODUCT, x_secret="a guess")
+        await receiver.callback(PRODUCT, collection="brands")  # no secret is known for brands
+        await receiver.callback(PRODUCT, collection="nothing")
+        await receiver.http.get("/callbacks/products")
+
+        async def counted() -> dict[str, int]:
+            rows = await receiver.sql.fetch("SELECT outcome, sum(count)::int AS count FROM callback_minutes GROUP BY 1")
+            return {row["outcome"]: row["count"] for row in rows}
+
+        async with asyncio.timeout(10):
+            while sum((await counted()).values()) < 7:
+                await asyncio.sleep(0.02)
+        assert await counted() == {
+            "accepted": 1, "duplicate": 1, "quarantined": 1, "refused": 1, "put_off": 1, "invalid": 2,
+        }  # fmt: skip
+
+
+async def test_what_was_counted_last_is_kept_when_the_process_ends(start: Start) -> None:
+    async with start() as receiver:
+        await receiver.callback()
+    async with start(secret=None) as receiver:
+        assert await receiver.sql.fetchval("SELECT sum(count) FROM callback_minutes") == 1
