@@ -125,6 +125,8 @@ def serve(settings: Settings) -> None:
         with listener:
             host, port = listener.getsockname()[:2]
             _log.info("listening", extra={"host": host, "port": port, "roles": list(settings.roles)})
+            if "dashboard" in settings.roles and settings.database_url is None:
+                say(f"dashboard: http://{settings.host}:{port}/ (log in with an API key that may read)")
             server = Server(app)
             server.run(sockets=[listener])
             if not server.started:
