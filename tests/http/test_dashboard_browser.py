@@ -21,6 +21,7 @@ from app.dashboard import feed
 from app.db.engine import create_engine
 from app.db.tables import callback_minutes
 from app.intake.tally import BOUNDS, Outcome
+from app.simulator import SimulatorOptions, running_simulator
 from tests.http.browser import Scheme, Window, chromium, needs_chromium, window
 from tests.http.conftest import SECRET, Receiver, Start
 
@@ -42,6 +43,13 @@ PAGES = [
 SCHEMES: list[tuple[Scheme, Literal["everything", "contrast"], str]] = [
     ("light", "everything", "rgb(244, 246, 248)"),
     ("dark", "contrast", "rgb(14, 19, 24)"),
+]
+
+PICTURES: list[tuple[str, str, Scheme, int, int]] = [
+    ("overview", "/", "light", 1280, 900),
+    ("feed", "/dashboard/feed", "dark", 1280, 800),
+    ("entity", "/dashboard/entity?type=product&id=1007", "light", 1280, 800),
+    ("phone", "/", "dark", 360, 800),
 ]
 
 
@@ -76,6 +84,10 @@ async def furnish(receiver: Receiver, database: str) -> None:
             case _:
                 one["status"] = chance.choice(("enabled", "disabled"))
         await tell(receiver, "updated", **one)
+    knife = catalogue[6]
+    for price in (84.5, 79.9, 82.0):
+        knife["price"] = price
+        await tell(receiver, "updated", **knife)
     await tell(receiver, "deleted", id=1003)
     for number in (1, 2):
         await receiver.callback({"thing": {"key": number}}, x_secret=SECRET, my_header="abc")
@@ -112,9 +124,18 @@ async def remember(database: str, chance: random.Random) -> None:
 
 @pytest.fixture
 async def furnished(start: Start, database: str) -> AsyncIterator[Receiver]:
-    async with start(jasper_webhook_headers=HEADER) as receiver:
-        await furnish(receiver, database)
-        yield receiver
+    async with running_simulator(SimulatorOptions()) as simulator:
+        jasper = {
+            "jasper_api_url": f"{simulator.base_url}/api/v1",
+            "jasper_api_token": simulator.token,
+            "public_url": "http://127.0.0.1:9",
+        }
+        async with start(jasper_webhook_headers=HEADER, **jasper) as receiver:
+            async with asyncio.timeout(20):
+                while "registered" not in (await receiver.http.get("/v1/webhooks")).text:
+                    await asyncio.sleep(0.02)
+            await furnish(receiver, database)
+            yield receiver
 
 
 async def shown(opened: Window) -> list[int]:
@@ -345,14 +366,12 @@ async def test_the_overview_keeps_itself_fresh_until_it_is_paused(receiver: Rece
 async def test_pictures_for_the_docs(furnished: Receiver, browser: Browser, tmp_path: Path) -> None:
     directory = ROOT / "docs/images" if RECORDING else tmp_path
     directory.mkdir(exist_ok=True)
-    shots = {"overview": ("/", "light", 1280), "feed": ("/dashboard/feed", "dark", 1280),
-             "entity": ("/dashboard/entity?type=product&id=1007", "light", 1280),
-             "phone": ("/", "dark", 360)}  # fmt: skip
-    for name, (path, scheme, width) in shots.items():
-        async with window(browser, url_of(furnished), scheme=scheme, width=width, height=800) as opened:  # type: ignore[arg-type]  # one of the two
+    for name, path, scheme, width, height in PICTURES:
+        async with window(browser, url_of(furnished), scheme=scheme, width=width, height=height) as opened:
             await opened.log_in()
             await opened.open(path)
-            await opened.page.wait_for_timeout(300)  # the stream says that it is there
+            if name == "feed":
+                await opened.page.get_by_text("Live", exact=True).wait_for()
             picture = directory / f"dashboard-{name}.png"
             await opened.page.screenshot(path=picture)
             assert 10_000 < picture.stat().st_size < 200_000
