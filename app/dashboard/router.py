@@ -49,6 +49,11 @@ async def log_out(visit: Visit) -> Response:
     return response
 
 
+async def to_start(_visit: Visit) -> Response:
+    """From the address that somebody may guess to the first page."""
+    return RedirectResponse("/", SEE_OTHER)
+
+
 async def nothing_here(_visit: Visit) -> Response:
     """What every other address under `/dashboard` is."""
     raise NotFoundError("there is no such page")
@@ -75,6 +80,8 @@ _CHANGE = "/dashboard/registrations/{entity_type}/{change}"
 
 routes = [
     _get("/", overview),
+    _get("/dashboard", to_start),
+    _get("/dashboard/", to_start),
     _open(LOGIN, show_login, "GET"),
     _open(LOGIN, log_in, "POST"),
     _post("/dashboard/logout", log_out, needs=Scope.READ),

@@ -6,10 +6,11 @@ together. What a process had counted since is lost where it is killed; nothing b
 
 import asyncio
 import logging
+import time
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import delete, text
@@ -71,7 +72,8 @@ class Outcome(StrEnum):
         return cls.INVALID
 
 
-_Key = tuple[datetime, EntityType, Outcome]
+_Key = tuple[int, EntityType, Outcome]
+"""A minute, counted since 1970, and what was answered in it."""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class Tally:
         entity_type = ENTITY_TYPE_OF.get(collection)
         if entity_type is None:
             return
-        key = (utc_now().replace(second=0, microsecond=0), entity_type, outcome)
+        key = (int(time.time()) // 60, entity_type, outcome)
         counts = self._counted.get(key)
         if counts is None:
             if len(self._counted) >= _MOST_ROWS:
@@ -130,7 +132,7 @@ class Tally:
 def _row(key: _Key, counts: list[int]) -> dict[str, object]:
     minute, entity_type, outcome = key
     return {
-        "minute": minute,
+        "minute": datetime.fromtimestamp(minute * 60, UTC),
         "entity_type": entity_type,
         "outcome": outcome,
         "count": sum(counts),

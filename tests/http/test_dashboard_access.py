@@ -271,6 +271,13 @@ async def test_an_address_without_a_page_says_so(visitor: Visitor) -> None:
         assert (response.status_code, response.headers["content-type"]) == (404, "text/html; charset=utf-8"), path
 
 
+async def test_an_address_that_somebody_may_guess_leads_to_the_start(visitor: Visitor) -> None:
+    await visitor.log_in()
+    for path in ("/dashboard", "/dashboard/"):
+        response = await visitor.http.get(path)
+        assert (response.status_code, response.headers["location"]) == (303, "/")
+
+
 async def test_a_form_that_is_too_large_is_refused(visitor: Visitor) -> None:
     response = await visitor.http.post("/dashboard/login", data={"key": "x" * 70_000})
     assert response.status_code == 413

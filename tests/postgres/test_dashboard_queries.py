@@ -229,7 +229,7 @@ async def kept(engine: AsyncEngine) -> dict[tuple[str, str], tuple[int, list[int
 def at_ten(monkeypatch: pytest.MonkeyPatch) -> datetime:
     """The tally's clock stands still."""
     at = datetime(2026, 11, 24, 10, 0, 30, tzinfo=UTC)
-    monkeypatch.setattr(tally, "utc_now", lambda: at)
+    monkeypatch.setattr("app.intake.tally.time.time", at.timestamp)
     return at
 
 
