@@ -92,7 +92,7 @@ async def _empty(dsn: str) -> None:
     """Forget what an earlier demo left."""
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        await connection.execute("DROP SCHEMA IF EXISTS feed, public CASCADE; CREATE SCHEMA public")
     finally:
         await connection.close()
 
@@ -179,6 +179,7 @@ def _introduce(receiver: _Receiver, simulator_url: str, directory: Path, say: Sa
         f"""
 The receiver is registered with the simulated Jasper, which sends its whole catalogue and then keeps changing it.
 
+  dashboard  {receiver.url}/   (log in with the API key)
   receiver   {receiver.url}   (API pages: {receiver.url}/docs)
   simulator  {simulator_url}
   API key    {receiver.key}

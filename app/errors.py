@@ -74,6 +74,10 @@ class ScopeMissingError(ReceiverError):
     """The API key is valid but lacks the scope the call needs."""
 
 
+class ForeignRequestError(ReceiverError):
+    """A request that would change something does not come from a page of the dashboard."""
+
+
 class NotFoundError(ReceiverError):
     """There is nothing at this address, and there never was."""
 

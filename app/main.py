@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import health, metrics, openapi, problems, scrape, tracing
 from app.access.failures import KeyFailures
+from app.dashboard import router as dashboard
 from app.db.engine import create_engine
 from app.db.sealed import keep_sealed
 from app.db.wakeup import Wakeup
@@ -32,6 +33,7 @@ from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
 from app.intake.rejections import Rejections
 from app.intake.router import CallbackDoor, Intake
+from app.intake.tally import Tally
 from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
@@ -82,6 +84,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     problems.install(app)
     app.include_router(health.router)
     app.include_router(scrape.router)
+    if "dashboard" in settings.roles:
+        app.router.routes.extend(dashboard.routes)
     if with_api:
         for room in (
             *(feed, consumers, deliveries, reprocess, webhooks),
@@ -111,6 +115,8 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
     writer = await held.enter_async_context(Writer(dsn))
     wakeup = await held.enter_async_context(Wakeup(dsn))
     refused = Rejections()
+    tally = Tally(engine)
+    held.push_async_callback(tally.flush)
     intake = Intake(
         keyring=keyring,
         writer=writer,
@@ -120,6 +126,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
         mapping=settings.payload_mapping,
         max_body_bytes=settings.max_body_bytes,
         room=Room(max(ROOM, 2 * settings.max_body_bytes)),
+        tally=tally,
     )
     return {
         "settings": settings,
@@ -145,6 +152,7 @@ def _chores(settings: Settings, dsn: str, state: dict[str, Any]) -> Iterator[tup
     """What goes on beside the requests, each with its name."""
     engine, registrar, reconciler = state["engine"], state["registrar"], state["reconciler"]
     yield "keyring", state["keyring"].keep_fresh()
+    yield "tally", state["intake"].tally.keep_flushing()
     yield "vitals", state["vitals"].keep_fresh()
     yield "sealing", keep_sealed(engine, state["sealer"])
     yield "reconciliation", reconciler.keep()

@@ -184,22 +184,28 @@ def read_body(model: type[B]) -> Callable[[Request], Awaitable[B]]:
     """
 
     async def read(request: Request) -> B:
-        body = bytearray()
+        body = await read_small(request)
         try:
-            async with asyncio.timeout(_SLOWEST_BODY):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > _MOST_BODY_BYTES:
-                        raise BodyTooLargeError(f"the body is larger than {_MOST_BODY_BYTES} bytes")
-        except (TimeoutError, ClientDisconnect) as exc:
-            raise RequestTimeoutError(f"the body did not arrive within {_SLOWEST_BODY:g} s") from exc
-        try:
-            return model.model_validate_json(bytes(body) or b"{}")
+            return model.model_validate_json(body or b"{}")
         except ValidationError as exc:
             found = exc.errors(include_context=False, include_url=False)
             raise RequestValidationError([{**error, "loc": ("body", *error["loc"])} for error in found]) from exc
 
     return read
+
+
+async def read_small(request: Request) -> bytes:
+    """A body of a few kilobytes. Raises BodyTooLargeError and RequestTimeoutError."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_SLOWEST_BODY):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MOST_BODY_BYTES:
+                    raise BodyTooLargeError(f"the body is larger than {_MOST_BODY_BYTES} bytes")
+    except (TimeoutError, ClientDisconnect) as exc:
+        raise RequestTimeoutError(f"the body did not arrive within {_SLOWEST_BODY:g} s") from exc
+    return bytes(body)
 
 
 def described_body(model: type[Body], *, required: bool = True) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -53,6 +53,21 @@ def _parse_json(value: object) -> object:
             raise ValueError(f"must be a JSON object, but it is no JSON ({exc})") from exc
     return value
 
+
+def _check_places(value: dict[MappingPart, tuple[str, ...]]) -> dict[MappingPart, tuple[str, ...]]:
+    for part, places in value.items():
+        for place in places:
+            if not _PLACE.fullmatch(place) or (part == "data" and place.startswith("header:")):
+                raise ValueError(
+                    f"{part}: {place!r} must be a JSON Pointer such as /data/id, or header:NAME (not for data)"
+                )
+    return value
+
+
+PayloadMapping = Annotated[
+    dict[MappingPart, tuple[str, ...]], BeforeValidator(_parse_json), AfterValidator(_check_places)
+]
+"""`JASPER_PAYLOAD_MAPPING`, also as it is typed into the dashboard to be tried."""
 
 CommaSeparated = (NoDecode, BeforeValidator(_split))
 JsonObject = (NoDecode, BeforeValidator(_parse_json))
@@ -104,7 +119,7 @@ class Settings(BaseSettings):
     jasper_signing_secret_location: str = Field(
         "auto", description="`auto`, `header:NAME`, `body:/json/pointer` or `hmac-sha256:HEADER`"
     )
-    jasper_payload_mapping: Annotated[dict[MappingPart, tuple[str, ...]], *JsonObject] = Field(
+    jasper_payload_mapping: Annotated[PayloadMapping, NoDecode] = Field(
         {}, description="JSON object: part of an event → places to look for it before the built-in ones"
     )
     jasper_fetch_entity: bool = Field(
@@ -197,17 +212,6 @@ class Settings(BaseSettings):
     def _is_location(cls, value: str) -> str:
         if not _LOCATION.fullmatch(value):
             raise ValueError("must be auto, header:NAME, body:/json/pointer or hmac-sha256:HEADER")
-        return value
-
-    @field_validator("jasper_payload_mapping")
-    @classmethod
-    def _are_places(cls, value: dict[MappingPart, tuple[str, ...]]) -> dict[MappingPart, tuple[str, ...]]:
-        for part, places in value.items():
-            for place in places:
-                if not _PLACE.fullmatch(place) or (part == "data" and place.startswith("header:")):
-                    raise ValueError(
-                        f"{part}: {place!r} must be a JSON Pointer such as /data/id, or header:NAME (not for data)"
-                    )
         return value
 
     @field_validator("encryption_keys")

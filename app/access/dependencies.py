@@ -4,7 +4,6 @@ In a signature the key stands first, so that nothing else is looked at before it
 `admin_key` (the value of `ADMIN_API_KEY`, or None) and `key_failures` into the lifespan's state.
 """
 
-import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from app.access.failures import FailureReason, KeyFailures
-from app.access.keys import Scope, find_key
+from app.access.keys import Scope, digest_of, find_key
 from app.clock import utc_now
 from app.errors import KeyMissingError, ScopeMissingError
 from app.problems import instance_of
@@ -42,11 +41,14 @@ async def authenticate(
     if credentials is None:
         _note(request, FailureReason.MISSING)
         raise KeyMissingError("send an API key: Authorization: Bearer KEY")
-    given = credentials.credentials
-    admin_key: SecretStr | None = request.state.admin_key
-    if admin_key is not None and _same(given, admin_key.get_secret_value()):
-        return Caller("ADMIN_API_KEY", frozenset(Scope))
-    key = await find_key(request.state.engine, given, now=utc_now())
+    return await authenticate_digest(request, digest_of(credentials.credentials))
+
+
+async def authenticate_digest(request: Request, digest: bytes) -> Caller:
+    """Whose key has this digest. Raises KeyMissingError where no key that is valid now has it, and counts that."""
+    if _is_admin_key(request, digest):
+        return _ADMIN
+    key = await find_key(request.state.engine, digest, now=utc_now())
     if key is None:
         _note(request, FailureReason.WRONG)
         raise KeyMissingError("this API key is not known")
@@ -71,9 +73,13 @@ def _note(request: Request, reason: FailureReason, key: str | None = None) -> No
     failures.note(reason, path=instance_of(request.scope), client=client, key=key)
 
 
-def _same(one: str, other: str) -> bool:
-    """Equality in constant time, whatever the lengths and characters."""
-    return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (one, other)))
+def _is_admin_key(request: Request, digest: bytes) -> bool:
+    """In constant time, whatever the lengths and characters."""
+    admin_key: SecretStr | None = request.state.admin_key
+    return admin_key is not None and hmac.compare_digest(digest, digest_of(admin_key.get_secret_value()))
+
+
+_ADMIN = Caller("ADMIN_API_KEY", frozenset(Scope))
 
 
 def lacking(scope: Scope) -> ScopeMissingError:

@@ -6,7 +6,6 @@ a key that was revoked is refused by the very next request, on every replica.
 
 import hashlib
 import logging
-import re
 import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from app.ids import new_id
 _log = logging.getLogger(__name__)
 
 _PREFIX = "jr_"
-_KEY = re.compile(r"jr_[A-Za-z0-9_-]{43}")
 _LONGEST_NAME = 100
 _USE_NOTED_EVERY = timedelta(minutes=1)
 
@@ -65,7 +63,7 @@ async def create_key(engine: AsyncEngine, name: str, scopes: Collection[Scope], 
         raise InvalidParametersError([{"parameter": "scope", "detail": "give at least one of read, write, admin"}])
     key = _PREFIX + secrets.token_urlsafe(32)
     made = ApiKey(new_id(), name, frozenset(scopes), created_at=now, last_used_at=None, revoked_at=None)
-    row = {"id": made.id, "name": name, "scopes": sorted(made.scopes), "digest": _digest(key), "created_at": now}
+    row = {"id": made.id, "name": name, "scopes": sorted(made.scopes), "digest": digest_of(key), "created_at": now}
     try:
         async with engine.begin() as connection:
             await connection.execute(insert(api_keys), row)
@@ -102,16 +100,19 @@ async def revoke_key(engine: AsyncEngine, name: str, *, now: datetime) -> ApiKey
     return _key(row)
 
 
-async def find_key(engine: AsyncEngine, key: str, *, now: datetime) -> ApiKey | None:
-    """The key with this text, also one that was revoked; None where there is none. Notes the use of a valid one.
+def digest_of(key: str) -> bytes:
+    """The SHA-256 of a key: what is stored of it, and what a session of the dashboard carries."""
+    return hashlib.sha256(key.encode()).digest()
 
-    The text is hashed before it is looked for, so that how long the search takes says nothing about stored keys.
+
+async def find_key(engine: AsyncEngine, digest: bytes, *, now: datetime) -> ApiKey | None:
+    """The key with this digest, also one that was revoked; None where there is none. Notes the use of a valid one.
+
+    Looked for by its digest, so that how long the search takes says nothing about stored keys.
     """
-    if not _KEY.fullmatch(key):
-        return None
     async with reading(engine) as connection:
         driver = await driver_of(connection)
-        row = await driver.fetchrow(_FIND, _digest(key))
+        row = await driver.fetchrow(_FIND, digest)
     if row is None:
         return None
     found = _key(row)
@@ -140,7 +141,3 @@ _COLUMNS = [api_keys.c[name] for name in ("id", "name", "scopes", "created_at", 
 def _key(row: Iterable[Any]) -> ApiKey:
     identifier, name, scopes, created_at, last_used_at, revoked_at = row
     return ApiKey(identifier, name, frozenset(map(Scope, scopes)), created_at, last_used_at, revoked_at)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -139,6 +139,8 @@ def serve(settings: Settings, workers: int) -> None:
         with listener:
             host, port = listener.getsockname()[:2]
             _log.info("listening", extra={"host": host, "port": port, "roles": list(settings.roles)})
+            if "dashboard" in settings.roles and settings.database_url is None:
+                say(f"dashboard: http://{settings.host}:{port}/ (log in with an API key that may read)")
             work = partial(_serve, settings, dsn, keys)
             if not (work(listener) if workers == 1 else run_workers(work, listener, workers)):
                 sys.exit(1)

@@ -287,6 +287,16 @@ fetch_position = Table(
     CheckConstraint("is_only", name="only"),
 )
 
+callback_minutes = Table(
+    "callback_minutes",
+    metadata,
+    Column("minute", _moment, primary_key=True),
+    Column("entity_type", Text, primary_key=True),
+    Column("outcome", Text, primary_key=True, comment="how callbacks were answered"),
+    Column("count", BigInteger, nullable=False, comment="by all replicas"),
+    Column("latencies", ARRAY(Integer), nullable=False, comment="how many by each bound of the tally"),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

@@ -27,12 +27,18 @@ _WITH_EVENT = deliveries.outerjoin(events, events.c.sequence == deliveries.c.eve
 
 
 async def page(
-    connection: AsyncConnection, status: DeliveryStatus | None, *, after: UUID | None, limit: int
+    connection: AsyncConnection,
+    status: DeliveryStatus | None,
+    *,
+    after: UUID | None,
+    limit: int,
+    newest_first: bool = False,
 ) -> DeliveryPageRecord:
-    """Deliveries in the order of their ids, which is that of their arrival, from the first behind `after`."""
-    query = select(*_SUMMARY).select_from(_WITH_EVENT).order_by(deliveries.c.id).limit(limit + 1)
+    """Deliveries in the order of their ids, which is that of their arrival, or against it, from the first behind `after`."""
+    order = deliveries.c.id.desc() if newest_first else deliveries.c.id
+    query = select(*_SUMMARY).select_from(_WITH_EVENT).order_by(order).limit(limit + 1)
     if after is not None:
-        query = query.where(deliveries.c.id > after)
+        query = query.where(deliveries.c.id < after if newest_first else deliveries.c.id > after)
     if status is not None:
         query = query.where(deliveries.c.status == status)
     if status not in {None, DeliveryStatus.ACCEPTED}:

@@ -40,6 +40,7 @@ from app.intake.body import Room, read_body
 from app.intake.judge import blank, check
 from app.intake.keyring import Accepted, Keyring
 from app.intake.rejections import Rejections
+from app.intake.tally import Outcome, Tally
 from app.intake.unproven import UnprovenStore
 from app.jasper.proof import Location, carries_headers
 from app.jasper.reading import Mappings, interpret
@@ -80,6 +81,7 @@ class Intake:
     mapping: Mappings
     max_body_bytes: int
     room: Room
+    tally: Tally
 
 
 def _caller(scope: Scope, *_: object) -> str | None:
@@ -111,7 +113,9 @@ async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Re
         reading = interpret(entity_type, delivery.headers, delivery.body, intake.mapping)
         receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
     _RECEIVED[entity_type, receipt.status].inc()
-    CALLBACK_SECONDS.observe(perf_counter() - started)
+    seconds = perf_counter() - started
+    CALLBACK_SECONDS.observe(seconds)
+    intake.tally.note(entity_type, Outcome(receipt.status), seconds)
     _tell(entity_type, reading, receipt)
     return receipt
 
@@ -175,15 +179,16 @@ class CallbackDoor:
             await self._app(scope, receive, send)
             return
         request_id = correlate(scope)
+        started = perf_counter()
         try:
             receipt = await receive_callback(scope, receive, scope["state"]["intake"])
         except ReceiverError as exc:
-            _count_refusal(scope, exc)
+            _count_refusal(scope, exc, perf_counter() - started)
             response = problem_response(exc, instance_of(scope))
         except ClientDisconnect:
             return
         except Exception as exc:  # noqa: BLE001 - the layers that would answer it stand behind this door
-            _count_refusal(scope, ReceiverError())
+            _count_refusal(scope, ReceiverError(), perf_counter() - started)
             response = unexpected_response(exc, scope)
         else:
             body = msgspec.json.encode(receipt)
@@ -199,8 +204,10 @@ class CallbackDoor:
         await response(scope, receive, send)
 
 
-def _count_refusal(scope: Scope, error: ReceiverError) -> None:
+def _count_refusal(scope: Scope, error: ReceiverError, seconds: float) -> None:
     entity_type = _ENTITY_TYPE_AT.get(scope["path"])
+    if entity_type is not None:
+        scope["state"]["intake"].tally.note(entity_type, Outcome.of_error(error), seconds)
     collection = entity_type.collection if entity_type else _UNKNOWN_COLLECTION
     _REFUSED[collection, kind_of(error).name].inc()
 

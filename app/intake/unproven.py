@@ -151,6 +151,14 @@ class UnprovenList(BaseModel):
     unproven: list[Unproven]
 
 
+async def kept_apart(engine: AsyncEngine) -> list[Unproven]:
+    """All that are kept, oldest first. Raises DatabaseUnavailableError."""
+    columns = [unproven.c[name] for name in Unproven.model_fields]
+    async with reading(engine) as connection:
+        rows = await connection.execute(select(*columns).order_by(unproven.c.id))
+        return [Unproven.model_validate(dict(row)) for row in rows.mappings()]
+
+
 router = APIRouter(prefix="/v1", tags=["operations"])
 
 
@@ -162,7 +170,4 @@ router = APIRouter(prefix="/v1", tags=["operations"])
 )
 async def list_unproven(_key: ReadKey, _none: NoParameters, request: Request) -> UnprovenList:
     """All that are kept, oldest first; their number is bounded by `UNPROVEN_LIMIT`."""
-    columns = [unproven.c[name] for name in Unproven.model_fields]
-    async with reading(request.state.engine) as connection:
-        rows = await connection.execute(select(*columns).order_by(unproven.c.id))
-        return UnprovenList(unproven=[Unproven.model_validate(dict(row)) for row in rows.mappings()])
+    return UnprovenList(unproven=await kept_apart(request.state.engine))

@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(120)
 
 
+COMMAND = [sys.executable, "-m", "app.cli.commands", "demo", "--rate", "20", "--changes", "30"]
+
+
+def environment(port: int) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(port)}
+
+
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """A demo that ends after a few changes, talking into `talk` in its directory."""
@@ -29,9 +36,9 @@ def demo(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     )
     with (tmp_path / "talk").open("w") as talk:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli.commands", "demo", "--rate", "20", "--changes", "30"],
+            COMMAND,
             cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(port)},
+            env=environment(port),
             stdout=subprocess.PIPE,
             stderr=talk,
             text=True,
@@ -61,6 +68,9 @@ def test_the_demo_shows_the_catalogue_and_then_every_change_in_order(
     assert http.get("/docs").is_success
     page = http.get("/docs").text
     assert "://" not in re.sub(r"http://www\.w3\.org/\S+", "", page), "the API pages ask another host"
+    [dashboard] = re.findall(r"dashboard +(\S+)", talk)
+    opened = http.post("/dashboard/login", data={"key": key}, headers={"Origin": url})
+    assert (dashboard, opened.status_code, "set-cookie" in opened.headers) == (f"{url}/", 303, True)
 
     demo.send_signal(signal.SIGINT)
     assert demo.wait(40) == 0
@@ -82,3 +92,19 @@ def test_a_receiver_that_is_killed_is_started_again_and_the_feed_goes_on(
     assert "starting it again" in (tmp_path / "talk").read_text()
     demo.send_signal(signal.SIGTERM)
     assert demo.wait(40) == 0
+
+
+def test_a_demo_begins_afresh_where_another_was_before(demo: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    assert demo.stdout is not None
+    demo.stdout.readline()
+    demo.send_signal(signal.SIGTERM)
+    assert demo.wait(40) == 0
+    again = subprocess.Popen(
+        COMMAND, cwd=tmp_path, env=environment(0), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert again.stdout is not None
+    try:
+        assert again.stdout.readline().startswith("#26 ")
+    finally:
+        again.terminate()
+        again.communicate()

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access.failures import FailureReason, KeyFailures
-from app.access.keys import Scope, create_key, find_key, list_keys, revoke_key
+from app.access.keys import Scope, create_key, digest_of, find_key, list_keys, revoke_key
 from app.clock import utc_now
 from app.db.engine import create_engine
 from app.errors import ConflictError, InvalidParametersError, NotFoundError
@@ -172,7 +172,7 @@ async def test_a_name_belongs_to_one_valid_key_at_a_time(engine: AsyncEngine) ->
         await create_key(engine, "reader", [Scope.READ], now=NOW)
     await revoke_key(engine, "reader", now=NOW)
     _, second = await create_key(engine, "reader", [Scope.READ], now=NOW)
-    assert await find_key(engine, second, now=NOW) is not None
+    assert await find_key(engine, digest_of(second), now=NOW) is not None
     assert [key.revoked_at for key in await list_keys(engine)] == [NOW, None]
 
 
@@ -196,7 +196,7 @@ async def test_revoking_what_is_not_there_says_so(engine: AsyncEngine, name: str
 async def test_the_last_use_of_a_key_is_noted_once_a_minute(engine: AsyncEngine) -> None:
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
     for seconds, noted in [(0, 0), (59, 0), (60, 60), (61, 60)]:
-        assert await find_key(engine, key, now=NOW + timedelta(seconds=seconds)) is not None
+        assert await find_key(engine, digest_of(key), now=NOW + timedelta(seconds=seconds)) is not None
         [stored] = await list_keys(engine)
         assert stored.last_used_at == NOW + timedelta(seconds=noted)
 
@@ -206,6 +206,6 @@ async def test_a_key_works_while_another_request_notes_its_use(engine: AsyncEngi
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
     async with asyncio.timeout(10), engine.begin() as connection:
         await connection.execute(text("SELECT 1 FROM api_keys FOR UPDATE"))
-        assert await find_key(engine, key, now=NOW) is not None
+        assert await find_key(engine, digest_of(key), now=NOW) is not None
     [stored] = await list_keys(engine)
     assert stored.last_used_at is None

@@ -38,6 +38,7 @@ def checkout(tmp_path: Path) -> Path:
     (checkout / "script").mkdir(parents=True)
     for script in ("server", "test", "bootstrap"):
         shutil.copy(ROOT / "script" / script, checkout / "script")
+    program(checkout / "script/browser", "#!/usr/bin/env bash\n")
     program(checkout / ".venv/bin/jasper-receiver")
     program(checkout / ".venv/bin/python")
     return checkout
@@ -129,6 +130,49 @@ def test_bootstrap_says_what_is_missing_where_there_is_no_python(checkout: Path,
     assert code == 1
     assert "No Python 3.11 or later" in said[0]
     assert "apt-get install python3 python3-venv" in said[1]
+
+
+BROWSER_TOOLS = {
+    "id": "#!/bin/sh\necho ${AS_USER:-0}\n",
+    "apt-get": "#!/bin/sh\necho apt-get $* >&2\ncase $* in *install*) exit ${APT_FAILS:-0};; esac\n",
+}
+
+
+def browser(tmp_path: Path, *programs: str, **environment: str) -> tuple[int, list[str]]:
+    """`script/browser` where these programs and no others of their kind are there; `apt-get` only tells."""
+    tools = tmp_path / "tools"
+    for name in programs:
+        program(tools / name, BROWSER_TOOLS.get(name, TELL))
+    for needed in ("bash", "sh", "mktemp", "tail", "rm"):
+        (tools / needed).symlink_to(str(shutil.which(needed)))
+    return call(ROOT / "script/browser", cwd=tmp_path, PATH=str(tools), **environment)
+
+
+@pytest.mark.parametrize("name", ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"])
+def test_a_browser_that_is_there_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    assert browser(tmp_path, name, "id", "apt-get") == (0, [])
+
+
+def test_a_missing_browser_is_installed_by_root(tmp_path: Path) -> None:
+    assert browser(tmp_path, "id", "apt-get") == (0, ["installing Chromium, for the tests of the dashboard …"])
+
+
+def test_a_browser_that_cannot_be_installed_is_told_with_the_reason(tmp_path: Path) -> None:
+    code, said = browser(tmp_path, "id", "apt-get", APT_FAILS="1")
+    assert code == 0
+    assert any("apt-get" in line and "install --yes --no-install-recommends chromium" in line for line in said)
+    assert said[-1] == "Chromium could not be installed, so the dashboard is not tested in a browser."
+
+
+@pytest.mark.parametrize(("programs", "user"), [(("id", "apt-get"), "1000"), (("id",), "0")])
+def test_who_cannot_install_a_browser_is_told_what_is_not_tested(
+    tmp_path: Path, programs: tuple[str, ...], user: str
+) -> None:
+    code, said = browser(tmp_path, *programs, AS_USER=user)
+    assert code == 0
+    assert said == [
+        "There is no Chromium, so the dashboard is not tested in a browser; on Debian: apt-get install chromium"
+    ]
 
 
 def load_environment() -> Any:
