@@ -49,6 +49,8 @@ def print_records(records: Iterable[Mapping[str, object]], *, as_json: bool) -> 
 def _shown(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{content} {name}" for name, content in value.items()) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "-"
     return str(value)

@@ -1,5 +1,6 @@
 """Whether Jasper's API can be used, and what its answers show of that which Jasper does not document. Asks with GET only."""
 
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,16 +9,19 @@ from typing import Any
 import httpx
 
 from app.clock import spoken, utc_now
+from app.doctor.answers import ask
 from app.doctor.report import Examined, Verdict
 from app.domain.values import EntityType
 from app.errors import JasperError
-from app.jasper.client import JasperClient, Patience, Webhook, open_http
+from app.jasper.client import MAX_ANSWER_BYTES, JasperClient, Patience, Webhook, open_http
 from app.registration.register import wanted_webhook
 from app.registration.store import Registration
 from app.settings import Settings
 
-Answer = dict[str, Any] | list[Any] | str
+Document = dict[str, Any] | list[Any] | str
 """The JSON of an answer; a text says in words why there is none."""
+
+_WITHIN = 20.0
 
 
 async def examine_jasper(settings: Settings, registrations: list[Registration]) -> AsyncIterator[Examined]:
@@ -78,20 +82,20 @@ class _Answers:
     http: httpx.AsyncClient
     limits: dict[str, str]
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str) -> Document:
         """The JSON of one answer; a text says in words why there is none."""
         try:
-            response = await self.http.get(path)
+            answer = await ask(self.http, "GET", path, within=_WITHIN, at_most=MAX_ANSWER_BYTES)
         except httpx.HTTPError as exc:
             return f"no answer ({type(exc).__name__})"
-        self.limits.update({name: value for name, value in response.headers.items() if "ratelimit" in name.lower()})
-        if not response.is_success:
-            return f"Jasper answered {response.status_code}"
+        self.limits.update({name: value for name, value in answer.headers.items() if "ratelimit" in name.lower()})
+        if not httpx.codes.is_success(answer.status):
+            return f"Jasper answered {answer.status}"
         try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        return answer if isinstance(answer, (dict, list)) else "Jasper answered, but not with JSON"
+            document = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            document = None
+        return document if isinstance(document, (dict, list)) else "Jasper answered, but not with JSON"
 
 
 async def _undocumented(answers: _Answers, settings: Settings) -> list[Examined]:
@@ -120,12 +124,12 @@ async def _undocumented(answers: _Answers, settings: Settings) -> list[Examined]
     return found
 
 
-def _items(answer: Answer) -> list[Any]:
+def _items(answer: Document) -> list[Any]:
     items = answer.get("data") if isinstance(answer, dict) else answer
     return items if isinstance(items, list) else []
 
 
-def _list_shape(path: str, answer: Answer) -> Examined:
+def _list_shape(path: str, answer: Document) -> Examined:
     if isinstance(answer, str):
         return Examined("undocumented", Verdict.UNKNOWN, f"{path}: {answer}")
     if isinstance(answer, list):
@@ -143,7 +147,7 @@ def _list_shape(path: str, answer: Answer) -> Examined:
 _META = ("current_page", "last_page", "per_page", "total")
 
 
-def _single_shape(path: str, answer: Answer) -> Examined:
+def _single_shape(path: str, answer: Document) -> Examined:
     if not isinstance(answer, dict):
         why = answer if isinstance(answer, str) else "a list"
         return Examined("undocumented", Verdict.UNKNOWN, f"{path}/ID: {why}")
@@ -151,7 +155,7 @@ def _single_shape(path: str, answer: Answer) -> Examined:
     return Examined("undocumented", Verdict.LEARNED, f"{path}/ID: {'wrapped in `data`' if is_wrapped else 'bare'}")
 
 
-def _repeats_secret(single: Answer, items: Iterable[Any]) -> Examined:
+def _repeats_secret(single: Document, items: Iterable[Any]) -> Examined:
     """Whether a secret stands in an answer to GET, without ever telling it."""
     resource = single.get("data", single) if isinstance(single, dict) else {}
     seen = [

@@ -4,6 +4,7 @@ It is walked by a callback that proves nothing, so that a receiver refuses it. J
 machine does: another DNS, a firewall that lets only some through.
 """
 
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from app.doctor.answers import Answer, ask
 from app.doctor.report import Examined, Verdict
 from app.domain.values import EntityType
 from app.settings import Settings
@@ -22,6 +24,9 @@ WITHIN = 10.0
 SLOW = 2.0
 """Seconds from which on an answer may be too late for Jasper."""
 
+_AT_MOST = 64 * 1024
+_CALLBACK = {"doctor": "this callback proves nothing and is to be refused"}
+
 
 async def examine_way_in(settings: Settings) -> AsyncIterator[Examined]:
     """Send a callback that proves nothing where Jasper sends its own, and judge what comes back."""
@@ -30,12 +35,12 @@ async def examine_way_in(settings: Settings) -> AsyncIterator[Examined]:
         async with httpx.AsyncClient(timeout=WITHIN, headers={"User-Agent": "jasper-receiver doctor"}) as http:
             started = time.monotonic()
             try:
-                response = await http.post(url, json={"doctor": "this callback proves nothing and is to be refused"})
+                answer = await ask(http, "POST", url, json=_CALLBACK, within=WITHIN, at_most=_AT_MOST)
             except httpx.HTTPError as exc:
                 yield _not_reached(url, exc)
                 continue
             seconds = time.monotonic() - started
-        yield _answered(url, response)
+        yield _answered(url, answer)
         if seconds > SLOW:
             what = f"{url} took {seconds:.1f} s to answer, for which Jasper may not wait"
             yield Examined(
@@ -106,36 +111,36 @@ _OF_A_RECEIVER = {
 """What a problem document of a receiver means, other than that it takes callbacks."""
 
 
-def _answered(url: str, response: httpx.Response) -> Examined:
-    kind = _problem_type(response)
+def _answered(url: str, answer: Answer) -> Examined:
+    kind = _problem_type(answer)
     if kind == "/problems/not-authentic":
         return Examined("way in", Verdict.OK, f"{url} leads to a receiver, which refused what proves nothing")
     if kind == "/problems/secret-unknown":
         what = f"{url} leads to a receiver, but it knows no secret yet"
         return Examined("way in", Verdict.WARNING, what, "is it registered? `jasper-receiver status` tells")
     if kind is not None:
-        otherwise = f"the receiver cannot take callbacks now ({response.status_code}, {kind})", "see its /readyz"
+        otherwise = f"the receiver cannot take callbacks now ({answer.status}, {kind})", "see its /readyz"
         return _wrong(url, *_OF_A_RECEIVER.get(kind, otherwise))
-    if response.is_redirect:
-        target = urlsplit(response.headers.get("Location", ""))
+    if httpx.codes.is_redirect(answer.status):
+        target = urlsplit(answer.headers.get("Location", ""))
         todo = "a redirect turns the callback into a GET: name the address it leads to in PUBLIC_URL"
-        return _wrong(url, f"redirects to {target.scheme}://{target.netloc} ({response.status_code})", todo)
-    if response.is_success:
+        return _wrong(url, f"redirects to {target.scheme}://{target.netloc} ({answer.status})", todo)
+    if httpx.codes.is_success(answer.status):
         todo = "something else takes the callbacks, and they are lost: see where the name leads"
-        return _wrong(url, f"answers {response.status_code} to what proves nothing", todo)
-    otherwise = f"answers {response.status_code}", "see the log of the proxy and of the receiver"
-    return _wrong(url, *_OF_A_PROXY.get(response.status_code, otherwise))
+        return _wrong(url, f"answers {answer.status} to what proves nothing", todo)
+    otherwise = f"answers {answer.status}", "see the log of the proxy and of the receiver"
+    return _wrong(url, *_OF_A_PROXY.get(answer.status, otherwise))
 
 
-def _problem_type(response: httpx.Response) -> str | None:
+def _problem_type(answer: Answer) -> str | None:
     """The type of a problem document of ours; None for any other answer."""
-    if not response.headers.get("Content-Type", "").startswith("application/problem+json"):
+    if not answer.headers.get("Content-Type", "").startswith("application/problem+json"):
         return None
     try:
-        answer = response.json()
-    except ValueError:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
         return None
-    kind = answer.get("type") if isinstance(answer, dict) else None
+    kind = document.get("type") if isinstance(document, dict) else None
     return kind if isinstance(kind, str) and kind.startswith("/problems/") else None
 
 

@@ -204,11 +204,7 @@ class RegistrationStore:
                     await _retire(connection, entity_type, "headers", row["headers"], retire_until)
                     values["headers"] = self._sealer.seal(json.dumps(dict(registered.headers)).encode())
             await connection.execute(_upsert(entity_type, values))
-            await connection.execute(
-                delete(retiring_credentials).where(
-                    retiring_credentials.c.entity_type == entity_type, retiring_credentials.c.accepted_until < now
-                )
-            )
+            await _forget_retired(connection, entity_type, now)
             return await self._load(connection, entity_type)
 
     async def settle(
@@ -221,7 +217,10 @@ class RegistrationStore:
         mends_in_a_row: int,
         now: datetime,
     ) -> None:
-        """Note that Jasper's webhook was seen and brought in order, but for `problem` where there is one."""
+        """Note that Jasper's webhook was seen and brought in order, but for `problem` where there is one.
+
+        What is not accepted any more is forgotten with that.
+        """
         noted: dict[str, Any] = {
             "state": state,
             "pending_since": None,
@@ -231,7 +230,10 @@ class RegistrationStore:
             "last_error_at": now if problem else None,
             "last_error_status": None,
         }
-        await self._note(entity_type, noted | ({"mended": list(done), "mended_at": now} if done else {}))
+        noted |= {"mended": list(done), "mended_at": now} if done else {}
+        async with writing(self._engine) as connection:
+            await connection.execute(_upsert(entity_type, noted))
+            await _forget_retired(connection, entity_type, now)
 
     async def fail(
         self, entity_type: EntityType, *, problem: str, status: int | None, now: datetime, rotation_given_up: bool
@@ -334,3 +336,11 @@ async def _retire(
     if sealed is not None:
         values = {"id": new_id(), "entity_type": entity_type, "kind": kind, "sealed": sealed, "accepted_until": until}
         await connection.execute(insert(retiring_credentials).values(values))
+
+
+async def _forget_retired(connection: AsyncConnection, entity_type: EntityType, now: datetime) -> None:
+    """Remove credentials with which no retry can come any more."""
+    is_over = retiring_credentials.c.accepted_until < now
+    await connection.execute(
+        delete(retiring_credentials).where(retiring_credentials.c.entity_type == entity_type, is_over)
+    )

@@ -92,6 +92,7 @@ def test_status_tells_where_things_stand(command: Command) -> None:
     lines = command("status").stdout.splitlines()
     assert lines[0] == "Nothing needs a hand."
     assert "nothing is registered" in lines[1]
+    assert "sealed_values: 0 current, 0 older, 0 lost" in lines
 
 
 async def test_status_tells_problems_first_with_what_to_do_and_fails(command: Command, engine: AsyncEngine) -> None:

@@ -150,8 +150,10 @@ async def test_where_the_secret_was_seen_last_is_told(here: World) -> None:
     await here.register()
     assert "was not seen yet" in said(await here.examined(), Verdict.UNKNOWN)
     async with here.engine.begin() as connection:
-        await connection.execute(text("UPDATE registrations SET proof = 'header:x-k', last_callback_at = now()"))
-    assert "product: the secret was last seen at header:x-k, 0 seconds ago" in said(
+        await connection.execute(
+            text("UPDATE registrations SET proof = 'header:x-k', last_callback_at = now() - interval '150 minutes'")
+        )
+    assert "product: the secret was last seen at header:x-k, 2 hours ago" in said(
         await here.examined(), Verdict.LEARNED
     )
 
@@ -188,6 +190,24 @@ async def test_webhook_that_drifted_is_told(here: World) -> None:
     here.simulator.webhooks.delete(webhook)
     [found] = wrong(await here.examined(), "jasper")
     assert "not there any more" in found.what
+
+
+async def test_answer_without_end_is_cut(here: World) -> None:
+    async def forever(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+        except ConnectionError:
+            writer.close()
+
+    server = await asyncio.start_server(forever, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        [found] = wrong(await here.examined(public_url=url), "way in")
+    assert "answers 200" in found.what
 
 
 def proxy(answer: Callable[[Request], Response]) -> FastAPI:

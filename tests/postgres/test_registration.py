@@ -348,6 +348,20 @@ async def test_expired_credentials_are_cleared_away(engine: AsyncEngine, empty: 
     assert await secrets(later) == ["signing-secret-3", "signing-secret-2"]
 
 
+async def test_secret_that_is_not_accepted_any_more_is_forgotten_at_the_next_look(
+    engine: AsyncEngine, empty: FakeJasper
+) -> None:
+    """It does not wait in the database for the next rotation, which may never come."""
+    await registrar_for(engine, empty).register(PRODUCT)
+    await registrar_for(engine, empty).rotate(PRODUCT)
+    last_moment = registrar_for(engine, empty, now=NOW + RETIREMENT)
+    await last_moment.register(PRODUCT)
+    assert await secrets(last_moment) == ["signing-secret-2", "signing-secret-1"]
+    later = registrar_for(engine, empty, now=NOW + RETIREMENT + timedelta(seconds=1))
+    await later.register(PRODUCT)
+    assert await secrets(later) == ["signing-secret-2"]
+
+
 async def test_crash_between_creation_and_commit_is_resumed(engine: AsyncEngine, empty: FakeJasper) -> None:
     """The secret of the orphan is lost, so it is replaced; exactly one webhook is live afterwards."""
     empty.after = on("POST", "/webhooks", crash)
