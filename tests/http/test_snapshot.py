@@ -126,7 +126,7 @@ async def test_a_copy_and_what_follows_it_miss_nothing_however_many_write(
 
     async with asyncio.timeout(90), writing(database, chance, copies) as written, asyncio.TaskGroup() as group:
         for number, copy in enumerate(copies, 1):
-            group.create_task(keep(copy, 20 * number, written))
+            group.create_task(keep(copy, 40 * number, written))
 
     feed = await whole_feed(reader.engine)
     items = (await reader.get("/v1/products", {"limit": 1000})).json()["items"]
@@ -134,7 +134,7 @@ async def test_a_copy_and_what_follows_it_miss_nothing_however_many_write(
     assert 0 < len(state) < ENTITIES, "some are deleted"
     for copy in copies:
         assert 0 < copy.position < feed[-1][0], "it was taken while writers wrote"
-        assert copy.pages > 3
+        assert copy.pages > 1
         assert check(copy.seen, [one for one in feed if one[0] > copy.position]) == Violations()
         assert copy.entities == state
 
