@@ -151,7 +151,7 @@ OVERTAKEN = CONSUMER.model_copy(update={"expires_at": ago(days=1), "overtaken": 
             Level.NOTE,
         ),
     ],
-    ids=str,
+    ids=lambda value: value if type(value) is str else type(value).__name__.lower(),
 )
 def test_each_thing_has_its_finding_and_no_other(status: Status, code: str, level: Level) -> None:
     assert codes(status) == {code: level}
