@@ -16,7 +16,7 @@ from starlette.responses import Response
 from app.clock import utc_now
 from app.dashboard import queries
 from app.dashboard.pages import Visit, fragment
-from app.dashboard.parameters import position
+from app.dashboard.parameters import last_event_id, position
 from app.db.engine import reading
 from app.db.wakeup import Wakeup
 from app.domain.values import Action, EntityType
@@ -24,7 +24,7 @@ from app.errors import DatabaseUnavailableError, InvalidParametersError
 from app.feed import queries as events
 from app.feed.filters import Filters
 from app.feed.stream import EventStream, Streams
-from app.paging import LAST_POSITION, is_storable
+from app.paging import is_storable
 
 _ROWS = 50
 _LONGEST_SEARCH = 200
@@ -65,9 +65,9 @@ async def show_feed(visit: Visit) -> Response:
 async def stream_feed(visit: Visit) -> Response:
     """Rows for the events behind `after` (or the browser's `Last-Event-ID`), as they come, for some minutes."""
     filters, wanted = _asked(visit.request)
-    last = visit.request.headers.get("last-event-id", "")
-    after = int(last) if last.isascii() and last.isdigit() else position(visit.request, "after") or 0
-    pieces = _held(visit, filters, wanted, min(after, LAST_POSITION))
+    last = last_event_id(visit.request)
+    after = position(visit.request, "after") or 0 if last is None else last
+    pieces = _held(visit, filters, wanted, after)
     return EventStream(await anext(pieces), pieces)
 
 
