@@ -17,7 +17,7 @@ from app import health, metrics, openapi, problems, scrape, tracing
 from app.access.failures import KeyFailures
 from app.dashboard import router as dashboard
 from app.db.engine import create_engine
-from app.db.sealed import keep_sealed
+from app.db.sealed import SealedView, keep_sealed
 from app.db.wakeup import Wakeup
 from app.deliveries import reprocess
 from app.deliveries import router as deliveries
@@ -134,6 +134,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
         "key_failures": KeyFailures(),
         "engine": engine,
         "sealer": sealer,
+        "sealed_view": SealedView(engine, sealer),
         "wakeup": wakeup,
         "streams": Streams(engine, wakeup),
         "writer": writer,

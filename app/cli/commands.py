@@ -31,6 +31,7 @@ from app.bootstrap import prepare_database, reach_database
 from app.cli.output import print_advice, print_record, print_records, say
 from app.cli.simulate import simulate
 from app.clock import utc_now
+from app.db import sealed
 from app.db.embedded import embedded_postgres
 from app.db.engine import create_engine, reading
 from app.db.migrate import check_schema, migrate
@@ -326,7 +327,8 @@ def show_status(settings: Settings, *, as_json: bool) -> None:
 
     async def work(dsn: str, encryption_keys: list[str]) -> Status:
         async with engine_at(dsn) as engine:
-            return await look(engine, Sealer(encryption_keys), kept_for=settings.event_retention)
+            sealer = Sealer(encryption_keys)
+            return await look(engine, sealer, await sealed.count(engine, sealer), kept_for=settings.event_retention)
 
     with database(settings) as (dsn, encryption_keys):
         status = asyncio.run(work(dsn, encryption_keys))

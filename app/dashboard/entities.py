@@ -8,7 +8,8 @@ from app.dashboard.parameters import position
 from app.db.engine import reading
 from app.domain.values import EntityType
 from app.entities import queries as states
-from app.errors import NotFoundError
+from app.errors import GoneError, NotFoundError
+from app.feed import queries as feed
 from app.paging import LAST_POSITION, is_storable
 
 _ITEMS = 50
@@ -16,6 +17,9 @@ _EVENTS = 30
 
 MOST_STEPS = 500
 """Positions of the slider: the entity's newest events."""
+
+GONE = 410
+"""The status of a page for a state that is kept no longer, as the API gives it."""
 
 
 async def list_entities(visit: Visit) -> Response:
@@ -36,30 +40,39 @@ async def list_entities(visit: Visit) -> Response:
 
 
 async def show_entity(visit: Visit) -> Response:
-    """One entity: its state now or at `as_of`, and its history before `before`."""
+    """One entity: its state now or at `as_of`, and its history before `before`, as far as its events are kept."""
     entity_type, entity_id = _named(visit)
     before = position(visit.request, "before")
     as_of = position(visit.request, "as_of")
     async with reading(visit.engine) as connection:
-        steps = await queries.positions(connection, entity_type, entity_id, MOST_STEPS)
+        oldest = await feed.oldest_after(connection)
+        steps = await queries.positions(connection, entity_type, entity_id, after=oldest, limit=MOST_STEPS)
         history = await queries.history(
             connection,
             entity_type,
             entity_id,
+            after=oldest,
             before=LAST_POSITION if before is None else before,
             limit=_EVENTS + 1,
         )
         state = await states.state(connection, entity_type, entity_id)
         if state is None:
             raise NotFoundError(f"no {entity_type} with the id {entity_id} was ever seen")
-        shown = state if as_of is None else await states.state_as_of(connection, entity_type, entity_id, as_of)
+        try:
+            shown = state if as_of is None else await states.state_as_of(connection, entity_type, entity_id, as_of)
+            is_gone = False
+        except GoneError:
+            shown, is_gone = None, True
         entity = shown and await states.with_data(connection, shown)
     return visit.show(
         "entity.html",
+        status=GONE if is_gone else 200,
         entity_type=entity_type,
         entity_id=entity_id,
         state=state,
         entity=entity,
+        is_gone=is_gone,
+        oldest=oldest,
         as_of=as_of,
         steps=steps,
         history=history[:_EVENTS],

@@ -44,15 +44,17 @@ async def show_feed(visit: Visit) -> Response:
     filters, wanted = _asked(visit.request)
     before = position(visit.request, "before")
     async with reading(visit.engine) as connection:
-        head = await events.head(connection)
+        head, oldest = await events.head(connection), await events.oldest_after(connection)
         found = await queries.look_back(
-            connection, filters, wanted, after=0, before=head if before is None else min(before, head), limit=_ROWS
+            connection, filters, wanted, after=oldest, before=head if before is None else min(before, head), limit=_ROWS
         )
     return visit.show(
         "feed.html",
         found=found,
         head=head,
+        oldest=oldest,
         is_newest=before is None,
+        is_removed=before is not None and before <= oldest,
         filters=filters,
         wanted=wanted,
         entity_types=list(EntityType),
@@ -106,15 +108,22 @@ async def _follow(visit: Visit, filters: Filters, wanted: str, after: int) -> As
 
 
 async def _next(engine: AsyncEngine, filters: Filters, wanted: str, after: int) -> tuple[bytes, int, bool]:
-    """Rows for what follows `after`, up to where that is, and whether it is the head of the feed."""
+    """Rows for what follows `after`, up to where that is, and whether it is the head of the feed.
+
+    Where retention has removed some of it meanwhile, one row that says so.
+    """
     async with reading(engine) as connection:
-        head = await events.head(connection)
+        head, oldest = await events.head(connection), await events.oldest_after(connection)
+        if after < oldest:
+            return _row(fragment("_gap.html", after=after, oldest=oldest)), oldest, False
         reached = max(after, min(head, after + _STEP))
         found = await queries.next_events(connection, filters, wanted, after=after, upto=reached)
-    rows = (fragment("_event.html", event=event) for event in found)
-    # As JSON, in which a line end cannot end the field.
-    text = b"".join(b"event: row\ndata: %b\n\n" % msgspec.json.encode(row) for row in rows)
-    return text, reached, reached >= head
+    return b"".join(_row(fragment("_event.html", event=event)) for event in found), reached, reached >= head
+
+
+def _row(text: str) -> bytes:
+    """As JSON, in which a line end cannot end the field."""
+    return b"event: row\ndata: %b\n\n" % msgspec.json.encode(text)
 
 
 def _asked(request: Request) -> tuple[Filters, str]:

@@ -1,183 +1,102 @@
-"""What is not well, worst first, each with what to do about it. Pure: everything is handed in."""
+"""What the overview tells besides what `jasper-receiver status` does (`app.status`), and the page that goes with each finding.
 
-from collections.abc import Sequence
+Only what a process that runs can know, or what is worth a word on a page but no alarm. Pure: everything is handed in.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum
 
-from app.dashboard.presentation import number, span
-from app.dashboard.queries import MOST_COUNTED, Counts, Stretch
-from app.feed.consumer_schemas import Consumer
+from app.dashboard.presentation import number
+from app.dashboard.queries import MOST_COUNTED, Stretch
 from app.intake.tally import Outcome
-from app.registration.store import Registration, State
+from app.settings import Settings
+from app.status import Finding, Level, Status
+from app.status import findings as findings_of_status
 
-LATE_SECONDS = 300
-"""A consumer whose oldest unread event is older than this is told about."""
+_REGISTRATIONS = "/dashboard/registrations"
+_RECONCILIATIONS = "/dashboard/reconciliations"
+_REJECTIONS = "/dashboard/rejections"
+_CONSUMERS = "/dashboard/consumers"
 
-
-class Severity(IntEnum):
-    """How bad it is."""
-
-    CRITICAL = 0
-    WARNING = 1
-    NOTE = 2
-
-    @property
-    def word(self) -> str:
-        """For the page."""
-        return self.name.lower()
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not well, what to do, and the page on which to do it."""
-
-    severity: Severity
-    title: str
-    advice: str
-    href: str
-    link: str
+PAGES = {
+    "writer-stopped": _REJECTIONS,
+    "callbacks-refused": _REJECTIONS,
+    "callbacks-put-off": _REGISTRATIONS,
+    "events-parked": _CONSUMERS,
+    "no-jasper": _REGISTRATIONS,
+    "not-registered": _REGISTRATIONS,
+    "not-followed": _REGISTRATIONS,
+    "secret-locked": _REGISTRATIONS,
+    "secret-unknown": _REGISTRATIONS,
+    "token-refused": _REGISTRATIONS,
+    "webhook-disabled": _REGISTRATIONS,
+    "registration-failed": _REGISTRATIONS,
+    "webhook-trouble": _REGISTRATIONS,
+    "unfinished": _REGISTRATIONS,
+    "not-watched": _REGISTRATIONS,
+    "mended": _REGISTRATIONS,
+    "settings-differ": _REGISTRATIONS,
+    "proof-not-pinned": _REGISTRATIONS,
+    "key-lost": _REGISTRATIONS,
+    "key-older": _REGISTRATIONS,
+    "no-callback-yet": _REJECTIONS,
+    "quiet": _REJECTIONS,
+    "quarantined": "/dashboard/quarantine",
+    "unproven": "/dashboard/unproven",
+    "callbacks-missed": _RECONCILIATIONS,
+    "reconciliation-failed": _RECONCILIATIONS,
+    "reconciliation-waits": _RECONCILIATIONS,
+    "consumer-overtaken": _CONSUMERS,
+    "consumer-expiring": _CONSUMERS,
+    "consumer-behind": _CONSUMERS,
+}
+"""Where the matter of a finding is seen closer or mended, by the finding's code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the findings are made from. `last_hour` counts the answers of all replicas."""
+    """What this process sees. `last_hour` counts the answers of all replicas, `parked` what consumers have set aside."""
 
-    has_jasper: bool
     receives: bool
     writer_alive: bool
-    registrations: Sequence[Registration]
-    counts: Counts
     last_hour: Stretch
-    consumers: Sequence[Consumer]
-    now: datetime
+    parked: int
 
 
-def findings(seen: Seen) -> list[Finding]:
-    """Everything that is not well, worst first."""
-    found = [*_receiving(seen), *_waiting(seen), *_reading(seen)]
-    return sorted(found, key=lambda one: one.severity)
+def findings(seen: Seen, status: Status, settings: Settings, now: datetime) -> list[Finding]:
+    """Everything that is wrong or good to know, problems first."""
+    found = [*_of_process(seen), *findings_of_status(status, settings, now)]
+    return sorted(found, key=lambda finding: finding.level is not Level.PROBLEM)
 
 
-def _receiving(seen: Seen) -> list[Finding]:
-    found = []
-    to_registrations = ("/dashboard/registrations", "Registrations")
+def _of_process(seen: Seen) -> Iterator[Finding]:
     if seen.receives and not seen.writer_alive:
-        found.append(
-            Finding(
-                Severity.CRITICAL,
-                "The writer has stopped",
-                "No callback can be committed by this process. Restart it, and look at its log for the reason.",
-                "/dashboard/rejections",
-                "What was refused",
-            )
+        yield Finding(
+            Level.PROBLEM,
+            "writer-stopped",
+            "the writer of this process has stopped: it commits no callback any more",
+            "restart it, and look at its log for the reason",
         )
-    if seen.receives and not seen.has_jasper:
-        found.append(
-            Finding(
-                Severity.NOTE,
-                "Nothing is registered with Jasper",
-                "Set JASPER_API_URL, JASPER_API_TOKEN and PUBLIC_URL, then restart, and callbacks will come.",
-                *to_registrations,
-            )
+    if refused := seen.last_hour.outcomes.get(Outcome.REFUSED, 0):
+        yield Finding(
+            Level.NOTE,
+            "callbacks-refused",
+            f"{number(refused)} refused with 401 within the last hour",
+            "see why; somebody else may be knocking, or Jasper's headers or secret are not those that are known here",
         )
-    for one in seen.registrations:
-        if one.locked:
-            found.append(
-                Finding(
-                    Severity.CRITICAL,
-                    f"The secret for {one.entity_type} cannot be opened",
-                    "Put back the key of ENCRYPTION_KEYS that it was sealed with, or rotate the secret.",
-                    *to_registrations,
-                )
-            )
-        elif one.state in {State.FAILED, State.DISABLED}:
-            found.append(
-                Finding(
-                    Severity.CRITICAL
-                    if one.signing_secret is None or one.state is State.DISABLED
-                    else Severity.WARNING,
-                    f"The webhook for {one.entity_type} is {one.state}",
-                    one.last_error or "Register it again.",
-                    *to_registrations,
-                )
-            )
-    return found
-
-
-def _waiting(seen: Seen) -> list[Finding]:
-    found = []
-    if seen.counts.quarantined:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                f"{_counted(seen.counts.quarantined)} quarantined: no event could be read from them",
-                "Nothing is lost. Try a mapping on them, and read them again once it fits.",
-                "/dashboard/quarantine",
-                "Quarantine",
-            )
+    if put_off := seen.last_hour.outcomes.get(Outcome.PUT_OFF, 0):
+        yield Finding(
+            Level.NOTE,
+            "callbacks-put-off",
+            f"{number(put_off)} put off with 503 within the last hour",
+            "Jasper sends them again; if it goes on, look at Postgres, at the registration and at the load",
         )
-    if seen.counts.unproven:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                f"{_counted(seen.counts.unproven)} kept apart: the secret could not be proven",
-                "See where the secret may travel, set JASPER_SIGNING_SECRET_LOCATION if need be, and release them.",
-                "/dashboard/unproven",
-                "Unproven",
-            )
+    if seen.parked:
+        many = f"more than {number(MOST_COUNTED)}" if seen.parked > MOST_COUNTED else number(seen.parked)
+        yield Finding(
+            Level.NOTE,
+            "events-parked",
+            f"events that their consumers could not handle and have set aside: {many}",
+            "see why, mend the consumer, and have it handle them",
         )
-    refused = seen.last_hour.outcomes.get(Outcome.REFUSED, 0)
-    if refused:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                f"{number(refused)} refused with 401 within the last hour",
-                "Somebody else may be knocking; or Jasper's headers or secret are not those that are known here.",
-                "/dashboard/rejections",
-                "Rejections",
-            )
-        )
-    put_off = seen.last_hour.outcomes.get(Outcome.PUT_OFF, 0)
-    if put_off:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                f"{number(put_off)} put off with 503 within the last hour",
-                "Jasper sends them again. If it goes on, look at Postgres, at the registration and at the load.",
-                "/dashboard/registrations",
-                "Registrations",
-            )
-        )
-    return found
-
-
-def _reading(seen: Seen) -> list[Finding]:
-    late = [one for one in seen.consumers if one.lag_seconds > LATE_SECONDS]
-    found = [
-        Finding(
-            Severity.WARNING,
-            f"Consumer {one.name} is {span(one.lag_seconds)} behind",
-            f"{number(one.lag)} events wait for it. Is the service that reads under this name running?",
-            "/dashboard/consumers",
-            "Consumers",
-        )
-        for one in sorted(late, key=lambda one: -one.lag_seconds)[:3]
-    ]
-    if seen.counts.parked:
-        found.append(
-            Finding(
-                Severity.NOTE,
-                f"{_counted(seen.counts.parked, 'event')} set aside by consumers",
-                "Each could not be handled by its reader. See why, mend the reader, and have it handle them.",
-                "/dashboard/consumers",
-                "Consumers",
-            )
-        )
-    return found
-
-
-def _counted(count: int, word: str = "callback") -> str:
-    if count > MOST_COUNTED:
-        return f"More than {number(MOST_COUNTED)} {word}s are"
-    return f"{number(count)} {word} is" if count == 1 else f"{number(count)} {word}s are"

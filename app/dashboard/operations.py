@@ -8,10 +8,12 @@ from app.dashboard.presentation import number
 from app.domain.values import EntityType
 from app.errors import ConflictError, NotFoundError, SealingError
 from app.feed import consumers
+from app.feed.alarm import danger
 from app.intake.release import release
 from app.intake.unproven import kept_apart
 from app.registration.register import Registrar
 from app.registration.router import WebhookOut
+from app.status import BEHIND_AFTER
 
 CHANGES = {
     "register": (
@@ -72,7 +74,9 @@ async def confirm_change(visit: Visit) -> Response:
     """Ask once more, and say what will happen."""
     entity_type, change = _change(visit)
     title, what = CHANGES[change]
-    return visit.show("confirm.html", entity_type=entity_type, title=title, what=what)
+    return visit.show(
+        "confirm.html", entity_type=entity_type, title=title, what=what, fields={}, back="/dashboard/registrations"
+    )
 
 
 async def change_registration(visit: Visit) -> Response:
@@ -93,15 +97,26 @@ async def change_registration(visit: Visit) -> Response:
 async def list_consumers(visit: Visit) -> Response:
     """Every consumer, how far it is behind, and what it has set aside."""
     kept_for = visit.request.state.settings.event_retention
-    return visit.show("consumers.html", consumers=await consumers.listed(visit.engine, kept_for=kept_for))
+    found = await consumers.listed(visit.engine, kept_for=kept_for)
+    now = utc_now()
+    return visit.show(
+        "consumers.html",
+        consumers=found,
+        dangers={one.name: danger(one, kept_for, now) for one in found},
+        behind_after=BEHIND_AFTER.total_seconds(),
+        is_kept_for_ever=kept_for is None,
+    )
 
 
 async def show_consumer(visit: Visit) -> Response:
     """One consumer and the events that it has set aside."""
     name = visit.request.path_params["name"]
+    kept_for = visit.request.state.settings.event_retention
+    consumer = await consumers.one(visit.engine, name, kept_for=kept_for)
     return visit.show(
         "consumer.html",
-        consumer=await consumers.one(visit.engine, name, kept_for=visit.request.state.settings.event_retention),
+        consumer=consumer,
+        danger=danger(consumer, kept_for, utc_now()),
         parked=await consumers.parked(visit.engine, name),
     )
 

@@ -6,11 +6,10 @@ from starlette.responses import Response
 
 from app.clock import utc_now
 from app.dashboard import charts, queries
-from app.dashboard.findings import Seen, findings
-from app.dashboard.pages import Visit
+from app.dashboard.findings import PAGES, Seen, findings
+from app.dashboard.pages import NAVIGATION, Visit
 from app.db.engine import reading
-from app.feed import consumers
-from app.feed import queries as feed
+from app.status import look
 
 RANGES = {
     "hour": ("last hour", timedelta(minutes=1), 60),
@@ -29,27 +28,20 @@ async def overview(visit: Visit) -> Response:
     words, step, count = RANGES[chosen]
     hour = timedelta(hours=1)
     async with reading(visit.engine) as connection:
-        counts = await queries.counts(connection)
-        position = await feed.head(connection)
+        parked = await queries.parked(connection)
         shown = await queries.stretches(connection, since=_beginning(now, step, count), step=step, count=count)
         [last_hour] = await queries.stretches(connection, since=now - hour, step=hour, count=1)
-    registrations = await state.registrar.store.load_all()
-    seen = Seen(
-        has_jasper=state.registrar.has_jasper,
-        receives="callbacks" in state.settings.roles,
-        writer_alive=state.writer.alive,
-        registrations=registrations,
-        counts=counts,
-        last_hour=last_hour,
-        consumers=await consumers.listed(visit.engine, kept_for=state.settings.event_retention),
-        now=now,
+    status = await look(
+        visit.engine, state.sealer, await state.sealed_view.now(), kept_for=state.settings.event_retention
     )
+    seen = Seen("callbacks" in state.settings.roles, state.writer.alive, last_hour, parked)
     return visit.show(
         "overview.html",
-        findings=findings(seen),
-        seen=seen,
-        position=position,
-        last_callback_at=max((one.last_callback_at for one in registrations if one.last_callback_at), default=None),
+        findings=findings(seen, status, state.settings, now),
+        pages=PAGES,
+        page_names=dict(NAVIGATION),
+        standing=status,
+        last_hour=last_hour,
         ranges={name: words for name, (words, _, _) in RANGES.items()},
         chosen=chosen,
         range_words=words,

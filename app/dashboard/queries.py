@@ -1,4 +1,4 @@
-"""SQL that only the pages need: the newest first, counts that stop counting, and what was answered over time.
+"""SQL that only the pages need: the newest first, what is parked, and what was answered over time.
 
 Every query is bounded: a look back goes over so many numbers of the feed and reads so many bytes of data, and tells how far
 it came, so that the next one can go on from there. All take a connection from `app.db.engine.reading`.
@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, select, true
+from sqlalchemy import ColumnElement, and_, case, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.tables import callback_minutes, deliveries, events, parked_events, unproven
+from app.db.tables import callback_minutes, events, parked_events
 from app.domain.values import DeliveryStatus, EntityType
 from app.feed.filters import Filters
 from app.intake.tally import BOUNDS, Outcome
@@ -25,7 +25,7 @@ SEARCHED_BYTES = 16 * 1024 * 1024
 """Bytes of data that one search reads: a fraction of a second's work for Postgres."""
 
 MOST_COUNTED = 1000
-"""Counts stop here; what is more is shown as `1000+`."""
+"""A count stops here; what is more is told as more than that."""
 
 _LONGEST_CHANGES = 64 * 1024
 """Bytes of an event's changes that a list fetches; longer ones are shown by their names only."""
@@ -118,12 +118,12 @@ async def next_events(
 
 
 async def history(
-    connection: AsyncConnection, entity_type: EntityType, entity_id: str, *, before: int, limit: int
+    connection: AsyncConnection, entity_type: EntityType, entity_id: str, *, after: int, before: int, limit: int
 ) -> list[EventRow]:
-    """What happened to one entity before or at number `before`, newest first, stale events included."""
+    """What happened to one entity behind `after` and before or at `before`, newest first, stale events included."""
     query = (
         select(*_ROW)
-        .where(_is_of(entity_type, entity_id), events.c.sequence <= before)
+        .where(_is_of(entity_type, entity_id), events.c.sequence > after, events.c.sequence <= before)
         .order_by(events.c.sequence.desc())
         .limit(limit)
     )
@@ -131,12 +131,12 @@ async def history(
 
 
 async def positions(
-    connection: AsyncConnection, entity_type: EntityType, entity_id: str, limit: int
+    connection: AsyncConnection, entity_type: EntityType, entity_id: str, *, after: int, limit: int
 ) -> list[tuple[int, datetime]]:
-    """Number and time of the entity's newest events, oldest of them first."""
+    """Number and time of the entity's newest events behind `after`, oldest of them first."""
     query = (
         select(events.c.sequence, events.c.received_at)
-        .where(_is_of(entity_type, entity_id))
+        .where(_is_of(entity_type, entity_id), events.c.sequence > after)
         .order_by(events.c.sequence.desc())
         .limit(limit)
     )
@@ -147,30 +147,10 @@ def _is_of(entity_type: EntityType, entity_id: str) -> ColumnElement[bool]:
     return and_(events.c.entity_type == entity_type, events.c.entity_id == entity_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What waits for somebody; each count stops just beyond `MOST_COUNTED`."""
-
-    quarantined: int
-    unproven: int
-    parked: int
-
-
-async def counts(connection: AsyncConnection) -> Counts:
-    """How much there is of what ought not to be."""
-    # With the value in the text Postgres sees that the partial index will do.
-    is_quarantined = deliveries.c.status == literal(DeliveryStatus.QUARANTINED.value, literal_execute=True)
-    quarantined = select(deliveries.c.id).where(is_quarantined)
-    each = select(
-        _up_to_bound(quarantined).label("quarantined"),
-        _up_to_bound(select(unproven.c.id)).label("unproven"),
-        _up_to_bound(select(parked_events.c.sequence)).label("parked"),
-    )
-    return Counts(**(await connection.execute(each)).mappings().one())
-
-
-def _up_to_bound(query: Select[Any]) -> ColumnElement[int]:
-    return select(func.count()).select_from(query.limit(MOST_COUNTED + 1).subquery()).scalar_subquery()
+async def parked(connection: AsyncConnection) -> int:
+    """How many events consumers have set aside; the count stops just beyond `MOST_COUNTED`."""
+    some = select(parked_events.c.sequence).limit(MOST_COUNTED + 1).subquery()
+    return await connection.scalar(select(func.count()).select_from(some)) or 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from starlette.routing import Route
 
 from app.access.keys import Scope
 from app.clock import utc_now
-from app.dashboard import deliveries, entities, feed, operations
+from app.dashboard import deliveries, entities, feed, operations, reconciliations
 from app.dashboard.overview import overview
 from app.dashboard.pages import (
     LOGIN,
@@ -104,6 +104,8 @@ routes = [
     _get("/dashboard/registrations", operations.show_registrations),
     _get(_CHANGE, operations.confirm_change, needs=Scope.ADMIN),
     _post(_CHANGE, operations.change_registration, needs=Scope.ADMIN),
+    _get("/dashboard/reconciliations", reconciliations.list_reconciliations),
+    _post("/dashboard/reconciliations", reconciliations.begin_reconciliation, needs=Scope.ADMIN),
     _get("/dashboard/consumers", operations.list_consumers),
     _get("/dashboard/consumers/{name}", operations.show_consumer),
     _get("/dashboard/{path:path}", nothing_here),

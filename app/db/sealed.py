@@ -7,6 +7,7 @@ are what was read; so any number of processes may do this at a time, and it may 
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,29 @@ async def count(engine: AsyncEngine, sealer: Sealer) -> SealedCounts:
             else:
                 lost += 1
     return SealedCounts(current, older, lost)
+
+
+class SealedView:
+    """What `count` found last, counted again when it is older than `kept` seconds and somebody asks.
+
+    Counting reads and opens every value, so whoever looks now and then shares it.
+    """
+
+    def __init__(self, engine: AsyncEngine, sealer: Sealer, *, kept: float = 300.0) -> None:
+        self._engine = engine
+        self._sealer = sealer
+        self._kept = kept
+        self._counts: SealedCounts | None = None
+        self._counted_at = 0.0
+        self._lock = asyncio.Lock()
+
+    async def now(self) -> SealedCounts:
+        """The counts. Raises DatabaseUnavailableError."""
+        async with self._lock:
+            if self._counts is None or time.monotonic() - self._counted_at > self._kept:
+                self._counts = await count(self._engine, self._sealer)
+                self._counted_at = time.monotonic()
+            return self._counts
 
 
 async def seal_anew(engine: AsyncEngine, sealer: Sealer) -> int:

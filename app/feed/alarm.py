@@ -29,17 +29,17 @@ class Danger(StrEnum):
     """Events that it has not read have been removed."""
 
 
-def danger(consumer: Consumer, kept_for: timedelta, now: datetime) -> Danger | None:
-    """In what danger a consumer is, where events are kept for so long.
+def danger(consumer: Consumer, kept_for: timedelta | None, now: datetime) -> Danger | None:
+    """In what danger a consumer is, where events are kept for so long (None: for ever, from now on).
 
     It counts as expiring in the last quarter of that time, at most three days before the first event is removed.
     """
     if consumer.overtaken:
         return Danger.OVERTAKEN
+    if kept_for is None or consumer.expires_at is None:
+        return None
     warned_for = min(kept_for / _WARNED_SHARE, _LONGEST_WARNING)
-    if consumer.expires_at is not None and consumer.expires_at - warned_for <= now:
-        return Danger.EXPIRING
-    return None
+    return Danger.EXPIRING if consumer.expires_at - warned_for <= now else None
 
 
 class Alarm:
