@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.clock import utc_now
 from app.dashboard import queries
 from app.dashboard.queries import Stretch, quantile
 from app.db.engine import create_engine, reading
-from app.db.tables import callback_minutes, events
+from app.db.tables import callback_minutes, consumers, events, parked_events
 from app.deliveries import queries as deliveries
 from app.domain.values import DeliveryStatus, EntityType
 from app.feed.filters import Filters
@@ -128,26 +129,40 @@ async def test_a_look_back_costs_the_same_wherever_it_begins_and_whatever_passes
 
 async def test_history_and_positions_are_found_in_the_index_of_the_entity(engine: AsyncEngine, many: int) -> None:
     async def look(connection: AsyncConnection) -> None:
-        history = await queries.history(connection, EntityType.PRODUCT, "7", before=many - 1000, limit=30)
+        history = await queries.history(connection, EntityType.PRODUCT, "7", after=0, before=many - 1000, limit=30)
         assert len(history) == 30
 
     async def positions(connection: AsyncConnection) -> None:
-        assert len(await queries.positions(connection, EntityType.PRODUCT, "7", 500)) == 500
+        assert len(await queries.positions(connection, EntityType.PRODUCT, "7", after=0, limit=500)) == 500
 
     assert await pages_read(engine, look) < 100
     assert await pages_read(engine, positions) < 100
 
 
-async def test_counts_stop_just_beyond_what_is_shown(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_history_and_positions_end_where_retention_has_been(engine: AsyncEngine) -> None:
+    await put(engine, [event_row(number, entity_id="7") for number in range(1, 6)])
+    async with reading(engine) as connection:
+        history = await queries.history(connection, EntityType.PRODUCT, "7", after=2, before=4, limit=30)
+        positions = await queries.positions(connection, EntityType.PRODUCT, "7", after=2, limit=30)
+    assert [event.sequence for event in history] == [4, 3]
+    assert [sequence for sequence, _ in positions] == [3, 4, 5]
+
+
+async def test_the_count_of_parked_events_stops_just_beyond_what_is_shown(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(queries, "MOST_COUNTED", 3)
-    for status in ("quarantined",) * 2 + ("accepted",):
-        await a_delivery(engine, status=status)
+    consumer = {"name": "search", "position": 0, "updated_at": utc_now()}
+    parked = [{"consumer": "search", "sequence": number, "reason": "no", "parked_at": utc_now()} for number in range(9)]
+    async with engine.begin() as connection:
+        await connection.execute(insert(consumers), consumer)
+        await connection.execute(insert(parked_events), parked[:2])
     async with reading(engine) as connection:
-        assert (await queries.counts(connection)).quarantined == 2
-    for _ in range(5):
-        await a_delivery(engine, status="quarantined")
+        assert await queries.parked(connection) == 2
+    async with engine.begin() as connection:
+        await connection.execute(insert(parked_events), parked[2:])
     async with reading(engine) as connection:
-        assert (await queries.counts(connection)).quarantined == 4
+        assert await queries.parked(connection) == 4
 
 
 async def test_the_newest_quarantined_deliveries_are_found_by_their_index(engine: AsyncEngine) -> None:
@@ -166,7 +181,6 @@ async def test_the_newest_quarantined_deliveries_are_found_by_their_index(engine
     async def look(connection: AsyncConnection) -> None:
         page = await deliveries.page(connection, DeliveryStatus.QUARANTINED, after=None, limit=50, newest_first=True)
         assert len(page.deliveries) == 1
-        await queries.counts(connection)
 
     assert await pages_read(engine, look) < 50
 

@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.commands import main
+from app.dashboard.findings import PAGES
+from app.dashboard.pages import NAVIGATION
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -104,11 +106,15 @@ def test_every_command_that_takes_json_is_named_as_one_that_does() -> None:
     assert named == takes
 
 
-def test_every_finding_of_status_has_its_heading_in_the_runbook() -> None:
-    codes = re.findall(r'_(?:problem|note)\(\s*"([a-z-]+)"', (ROOT / "app/status.py").read_text())
+def test_every_finding_has_its_heading_in_the_runbook_and_its_page_on_the_dashboard() -> None:
+    sources = [(ROOT / name).read_text() for name in ("app/status.py", "app/dashboard/findings.py")]
+    pattern = r'(?:_problem\(|_note\(|Finding\(\s*Level\.[A-Z]+,)\s*"([a-z-]+)"'
+    codes = {code for source in sources for code in re.findall(pattern, source)}
     headings = re.findall(r"^### (.+)$", (ROOT / "docs/operations/runbook.md").read_text(), re.MULTILINE)
-    assert sorted(set(codes)) == sorted(code for heading in headings for code in heading.split(", "))
-    assert len(codes) > 10
+    assert sorted(codes) == sorted(code for heading in headings for code in heading.split(", "))
+    assert codes == PAGES.keys()
+    assert set(PAGES.values()) <= dict(NAVIGATION).keys()
+    assert len(codes) > 20
 
 
 @pytest.mark.parametrize(

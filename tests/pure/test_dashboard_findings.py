@@ -1,40 +1,21 @@
-"""What the overview makes of what it sees: the worst first, each with what to do; and texts that say no more than is so."""
+"""What the overview tells besides what `status` does, problems first; and texts that say no more than is so."""
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from app.dashboard import presentation
-from app.dashboard.findings import Seen, Severity, findings
+from app.dashboard.findings import Seen, findings
 from app.dashboard.presentation import ChangeLine
-from app.dashboard.queries import Counts, Stretch
-from app.domain.values import EntityType
-from app.feed.consumer_schemas import Consumer
+from app.dashboard.queries import Stretch
 from app.intake.tally import Outcome
-from app.registration.store import Registration, State
+from app.status import Level
+from app.status import findings as findings_of_status
+from tests.pure.test_status import NOW, SETTINGS, WELL, with_registration
 
-NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 THOUSAND = "1\u202f000"
-
-
-def a_consumer(name: str, lag_seconds: float) -> Consumer:
-    return Consumer(
-        name=name,
-        position=1,
-        lag=12,
-        lag_seconds=lag_seconds,
-        updated_at=NOW,
-        leased_until=None,
-        expires_at=None,
-        overtaken=False,
-    )
-
-
-def a_registration(**given: Any) -> Registration:
-    return Registration(
-        **{"entity_type": EntityType.PRODUCT, "state": State.REGISTERED, "signing_secret": "secret"} | given
-    )
 
 
 def an_hour_with(outcome: Outcome) -> Stretch:
@@ -43,71 +24,46 @@ def an_hour_with(outcome: Outcome) -> Stretch:
 
 def seen(**given: Any) -> Seen:
     well: dict[str, Any] = {
-        "has_jasper": True,
         "receives": True,
         "writer_alive": True,
-        "registrations": [a_registration()],
-        "counts": Counts(0, 0, 0),
         "last_hour": Stretch(NOW, {Outcome.ACCEPTED: 5, Outcome.DUPLICATE: 1}, 3.0, 9.0),
-        "consumers": [a_consumer("search", 10.0)],
-        "now": NOW,
+        "parked": 0,
     }
     return Seen(**well | given)
 
 
 def test_where_all_is_well_nothing_is_found() -> None:
-    assert findings(seen()) == []
+    assert findings(seen(), WELL, SETTINGS, NOW) == []
+
+
+def test_what_status_finds_is_told_word_for_word_and_problems_come_first() -> None:
+    status = replace(with_registration(last_callback_at=NOW - timedelta(days=3)), quarantined=2)
+    found = findings(seen(parked=1, writer_alive=False), status, SETTINGS, NOW)
+    assert [one.code for one in found] == ["writer-stopped", "quarantined", "events-parked", "quiet"]
+    assert [found[1], found[3]] == findings_of_status(status, SETTINGS, NOW)
 
 
 @pytest.mark.parametrize(
-    ("given", "severity", "title"),
+    ("given", "level", "code", "what"),
     [
-        ({"writer_alive": False}, Severity.CRITICAL, "The writer has stopped"),
-        ({"has_jasper": False, "registrations": []}, Severity.NOTE, "Nothing is registered with Jasper"),
-        ({"registrations": [a_registration(locked=True)]}, Severity.CRITICAL, "The secret for product cannot be opened"),
-        ({"registrations": [a_registration(state=State.FAILED)]}, Severity.WARNING, "The webhook for product is failed"),
-        (
-            {"registrations": [a_registration(state=State.FAILED, signing_secret=None)]},
-            Severity.CRITICAL,
-            "The webhook for product is failed",
-        ),
-        (
-            {"registrations": [a_registration(state=State.DISABLED)]},
-            Severity.CRITICAL,
-            "The webhook for product is disabled",
-        ),
-        ({"counts": Counts(1, 0, 0)}, Severity.WARNING, "1 callback is quarantined: no event could be read from them"),
-        (
-            {"counts": Counts(0, 1001, 0)},
-            Severity.WARNING,
-            f"More than {THOUSAND} callbacks are kept apart: the secret could not be proven",
-        ),
-        ({"counts": Counts(0, 0, 2)}, Severity.NOTE, "2 events are set aside by consumers"),
-        ({"last_hour": an_hour_with(Outcome.REFUSED)}, Severity.WARNING, "3 refused with 401 within the last hour"),
-        ({"last_hour": an_hour_with(Outcome.PUT_OFF)}, Severity.WARNING, "3 put off with 503 within the last hour"),
-        ({"consumers": [a_consumer("search", 301.0)]}, Severity.WARNING, "Consumer search is 5 min behind"),
+        ({"writer_alive": False}, Level.PROBLEM, "writer-stopped", "the writer of this process has stopped"),
+        ({"last_hour": an_hour_with(Outcome.REFUSED)}, Level.NOTE, "callbacks-refused", "3 refused with 401"),
+        ({"last_hour": an_hour_with(Outcome.PUT_OFF)}, Level.NOTE, "callbacks-put-off", "3 put off with 503"),
+        ({"parked": 2}, Level.NOTE, "events-parked", "set aside: 2"),
+        ({"parked": 1001}, Level.NOTE, "events-parked", f"set aside: more than {THOUSAND}"),
     ],
 )  # fmt: skip
-def test_each_thing_that_is_not_well_is_told_with_what_to_do(
-    given: dict[str, Any], severity: Severity, title: str
+def test_what_a_process_sees_itself_is_told_with_what_to_do(
+    given: dict[str, Any], level: Level, code: str, what: str
 ) -> None:
-    [found] = findings(seen(**given))
-    assert (found.severity, found.title) == (severity, title)
-    assert len(found.advice) > 10
-    assert found.href.startswith("/dashboard/")
+    [found] = findings(seen(**given), WELL, SETTINGS, NOW)
+    assert (found.level, found.code) == (level, code)
+    assert what in found.what
+    assert len(found.todo) > 10
 
 
 def test_a_process_that_receives_nothing_is_not_told_that_it_cannot() -> None:
-    assert findings(seen(receives=False, writer_alive=False, has_jasper=False)) == []
-
-
-def test_the_worst_comes_first_and_of_many_late_consumers_the_latest_three() -> None:
-    late = [a_consumer(f"c{hours}", hours * 3600.0) for hours in range(3, 9)]
-    registrations = [a_registration(state=State.DISABLED, last_error="enable it in Jasper")]
-    found = findings(seen(consumers=late, counts=Counts(0, 0, 1), registrations=registrations))
-    assert [one.severity for one in found] == [0, 1, 1, 1, 2]
-    assert [one.title.split()[1] for one in found[1:4]] == ["c8", "c7", "c6"]
-    assert found[0].advice == "enable it in Jasper"
+    assert findings(seen(receives=False, writer_alive=False), WELL, SETTINGS, NOW) == []
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,12 @@ def test_what_is_still_as_it_should_be_is_not_told(status: Status) -> None:
     assert codes(status) == {}
 
 
+def test_a_consumer_stays_overtaken_where_events_are_kept_for_ever_from_now_on() -> None:
+    settings = SETTINGS.model_copy(update={"event_retention_days": 0})
+    status = replace(WELL, consumers=(OVERTAKEN.model_copy(update={"expires_at": None}),))
+    assert codes(status, settings) == {"consumer-overtaken": Level.PROBLEM}
+
+
 def test_problems_come_first() -> None:
     status = replace(with_registration(last_callback_at=ago(days=3)), quarantined=2, sealed=SealedCounts(1, 1, 0))
     assert list(codes(status)) == ["quarantined", "quiet", "key-older"]
