@@ -67,17 +67,20 @@ async def one(connection: AsyncConnection, delivery_id: UUID) -> DeliveryRecord 
     )
 
 
-async def kept(connection: AsyncConnection, ids: Sequence[UUID]) -> list[tuple[UUID, Delivery]]:
+async def kept(connection: AsyncConnection, ids: Sequence[UUID], *, hold: bool = False) -> list[tuple[UUID, Delivery]]:
     """The deliveries with these ids as they came, in the order of their ids; unknown ones are left out.
 
-    They are not removed before the transaction has ended: one that was written again after that would be new to the ledger.
+    With `hold`, which takes a transaction that may write, they are not removed before it has ended: one that was written
+    again after that would be new to the ledger.
     """
     parts = [
         deliveries.c[name]
         for name in ("id", "entity_type", "received_at", "client", "proof", "headers", "body", "data_offset")
     ]
     query = select(*parts, events.c.data).select_from(_WITH_EVENT).where(deliveries.c.id.in_(ids))
-    query = query.order_by(deliveries.c.id).with_for_update(key_share=True, read=True, of=deliveries)
+    query = query.order_by(deliveries.c.id)
+    if hold:
+        query = query.with_for_update(key_share=True, read=True, of=deliveries)
     return [(row["id"], _delivery(row)) for row in (await connection.execute(query)).mappings()]
 
 

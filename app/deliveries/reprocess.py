@@ -76,7 +76,7 @@ class Reprocessor:
         after: list[DeliverySummaryRecord] = []
         for ids in _portions(known):
             async with writing(self.engine) as connection:  # locks them, and writes nothing
-                kept = await queries.kept(connection, ids)
+                kept = await queries.kept(connection, ids, hold=True)
                 await asyncio.gather(*(self._commit(delivery_id, delivery) for delivery_id, delivery in kept))
             async with reading(self.engine) as connection:
                 after += await queries.summaries(connection, ids)

@@ -1,5 +1,6 @@
 """Somebody at the dashboard, as far as that goes without a browser: cookies, forms, and what browsers say of themselves."""
 
+import html
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from app.access.keys import Scope, create_key
 from app.clock import utc_now
 from app.db.engine import create_engine
 from tests.http.conftest import ADMIN_KEY, Receiver
+from tests.http.sse import EventSource
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,16 @@ async def a_key(dsn: str, *scopes: Scope, name: str = "somebody") -> str:
     _, key = await create_key(engine, name, scopes, now=utc_now())
     await engine.dispose()
     return key
+
+
+def text_of(page: str) -> str:
+    """What a page says, without its marks."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
+
+
+async def stream(visitor: Visitor, query: str = "", **headers: str) -> AsyncIterator[EventSource]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with visitor.http.stream("GET", f"/dashboard/feed/stream?{query}", headers=named) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield EventSource(response)

@@ -19,7 +19,8 @@ from tests.http.dashboard import Visitor, a_key, visiting
 
 PAGES = [
     *("/", "/dashboard/feed", "/dashboard/entities", "/dashboard/deliveries", "/dashboard/quarantine"),
-    *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations", "/dashboard/consumers"),
+    *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations"),
+    *("/dashboard/reconciliations", "/dashboard/consumers"),
 ]
 OPEN = {"/dashboard/login", "/dashboard/static/{digest}/{name}"}
 UNREADABLE = {"nothing": "to read here"}

@@ -17,7 +17,7 @@ from app.db.engine import create_engine
 from app.intake import tally
 from app.simulator import SimulatorOptions, running_simulator
 from tests.http.conftest import PRODUCT, SECRET, Receiver, Start
-from tests.http.dashboard import Visitor, a_key, visiting
+from tests.http.dashboard import Visitor, a_key, stream, text_of, visiting
 from tests.http.sse import EventSource, Message
 
 SCRIPT = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>"
@@ -37,11 +37,6 @@ def product(number: int, **members: object) -> dict[str, object]:
 async def deliveries(receiver: Receiver, **parameters: str) -> list[dict[str, str]]:
     found: list[dict[str, str]] = (await receiver.http.get("/v1/deliveries", params=parameters)).json()["deliveries"]
     return found
-
-
-def text_of(page: str) -> str:
-    """What a page says, without its marks."""
-    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
 
 
 async def test_what_jasper_sends_is_shown_as_text_on_every_page(receiver: Receiver, visitor: Visitor) -> None:
@@ -272,29 +267,26 @@ async def test_the_overview_names_what_is_wrong_and_counts_what_was_answered(
             await receiver.callback(body)
         await receiver.callback(PRODUCT, x_secret="a guess")
         await receiver.http.put("/v1/consumers/search", json={"start": 0})
-        await receiver.http.post("/v1/consumers/search/park", json={"sequence": 1, "reason": "no"})
+        [event] = (await receiver.http.get("/v1/events")).json()["events"]
+        await receiver.http.post("/v1/consumers/search/park", json={"sequence": event["sequence"], "reason": "no"})
         async with asyncio.timeout(10):
             while "Callbacks, last hour 4 " not in text_of(page := await visitor.get("/")):
                 await asyncio.sleep(0.02)
-        titles = re.findall(r'finding-title">(?:<span[^>]*>\w+: </span>)?([^<]+)<', page)
-        assert titles == [
-            "1 callback is quarantined: no event could be read from them",
-            "1 refused with 401 within the last hour",
-            "Nothing is registered with Jasper",
-            "1 event is set aside by consumers",
+        assert re.findall(r"<code>([a-z-]+)</code> in the runbook", page) == [
+            *("quarantined", "callbacks-refused", "events-parked", "no-jasper", "proof-not-pinned")
         ]
+        assert "All is well" not in page
+        assert re.findall(r'class="links"><a href="([^"]+)">([^<]+)<', page)[:3] == [
+            ("/dashboard/quarantine", "Quarantine"),
+            ("/dashboard/rejections", "Rejections"),
+            ("/dashboard/consumers", "Consumers"),
+        ]
+        assert "problem: 1 authentic callbacks could not be read" in text_of(page)
+        assert "<code>jasper-receiver reprocess --status quarantined</code>" in page
         assert page.count("<svg") == 2
         for shown in ("hour", "day", "week", "nonsense"):
             table = text_of(await visitor.get("/", {"range": shown}))
             assert re.search(r"99 % 20\S+ \S+ 1 1 1 1 0 0 \d+ ms", table), shown
-
-
-async def stream(visitor: Visitor, query: str = "", **headers: str) -> AsyncIterator[EventSource]:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with visitor.http.stream("GET", f"/dashboard/feed/stream?{query}", headers=named) as response:
-        assert response.status_code == 200
-        assert response.headers["content-type"].startswith("text/event-stream")
-        yield EventSource(response)
 
 
 def sequence_of(message: Message) -> int:
@@ -421,6 +413,13 @@ async def test_registering_and_rotating_ask_first_and_then_do_it(start: Start) -
             assert await webhook() != before
             page = text_of(await visitor.get("/dashboard/registrations"))
             assert "a callback is lost to Jasper after 25 min" in page
+            assert re.search(r"Last seen in order at Jasper (just now|\d+ s ago)", page)
+            assert re.search(r"Last mended at Jasper .*rotated its secret.*, (just now|\d+ s ago)", page)
+            assert "rotating" not in page
+            await receiver.sql.execute("UPDATE registrations SET rotating_since = now(), mends_in_a_row = 3")
+            page = text_of(await visitor.get("/dashboard/registrations"))
+            assert "rotating" in page
+            assert "3 looks in a row had to mend something" in page
 
 
 async def test_what_jasper_refuses_is_told_in_its_words(start: Start) -> None:
@@ -436,7 +435,8 @@ async def test_what_jasper_refuses_is_told_in_its_words(start: Start) -> None:
             assert response.status_code == 502
             assert "JASPER_API_TOKEN" in response.text
             assert "JASPER_API_TOKEN" in await visitor.get("/dashboard/registrations")
-            assert "The webhook for product is failed" in await visitor.get("/")
+            assert "token refused" in await visitor.get("/dashboard/registrations")
+            assert "<code>token-refused</code>" in await visitor.get("/")
 
 
 async def test_every_kind_of_answer_is_counted_as_what_it_was(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db.sealed import SEALED, SealedCounts, count, seal_anew
+from app.db.sealed import SEALED, SealedCounts, SealedView, count, seal_anew
 from app.db.tables import metadata, registrations, unproven
 from app.domain.values import EntityType
 from app.intake.keyring import Keyring
@@ -138,3 +138,17 @@ async def test_values_sealed_with_the_new_key_are_open_to_replicas_that_have_it_
     assert (registration.signing_secret, retiring.signing_secret) == ("signing-secret-2", "signing-secret-1")
     async with engine.connect() as connection:
         assert len((await connection.execute(select(unproven.c.id))).all()) == 2
+
+
+async def test_who_looks_again_and_again_shares_one_count_until_it_is_too_old(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("app.db.sealed.time.monotonic", lambda: clock[0])
+    view = SealedView(engine, Sealer([NEW]), kept=300.0)
+    assert await view.now() == SealedCounts(current=0, older=0, lost=0)
+    await everything_sealed(engine, OLD)
+    clock[0] = 300.0
+    assert await view.now() == SealedCounts(current=0, older=0, lost=0)
+    clock[0] = 301.0
+    assert await view.now() == SealedCounts(current=0, older=0, lost=5)
