@@ -24,6 +24,7 @@ from app.intake.tally import BOUNDS, Outcome
 from app.simulator import SimulatorOptions, running_simulator
 from tests.http.browser import Scheme, Window, chromium, needs_chromium, window
 from tests.http.conftest import SECRET, Receiver, Start
+from tests.http.test_reconciliations import beside, ended
 
 pytestmark = needs_chromium
 
@@ -38,6 +39,7 @@ PAGES = [
     *("/dashboard/entity?type=product&id=1007&as_of=7", "/dashboard/deliveries", "/dashboard/quarantine"),
     *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations"),
     *("/dashboard/registrations/product/rotate", "/dashboard/consumers", "/dashboard/consumers/search"),
+    "/dashboard/reconciliations",
 ]
 
 SCHEMES: list[tuple[Scheme, Literal["everything", "contrast"], str]] = [
@@ -97,6 +99,25 @@ async def furnish(receiver: Receiver, database: str) -> None:
         await receiver.http.put(f"/v1/consumers/{name}", json={"start": start})
     await receiver.http.post("/v1/consumers/search/park", json={"sequence": 61, "reason": "the price is no number"})
     await remember(database, chance)
+
+
+async def trouble(receiver: Receiver) -> None:
+    """Reconciliations that went wrong or are called for, and a retention that has overtaken a consumer."""
+    await receiver.http.put("/v1/consumers/late", json={"start": 1})
+    await receiver.sql.execute("UPDATE retention SET oldest_after = 5")
+    await receiver.sql.execute(
+        "INSERT INTO attendance VALUES ('category', now(), now() - interval '5 hours', now() - interval '3 hours')"
+    )
+    await receiver.sql.execute(
+        "INSERT INTO reconciliations (id, entity_type, status, force, compared, created, updated, deleted, error,"
+        " started_at, finished_at, first_sequence, stage) SELECT gen_random_uuid(), kind, status, false, 100000, 12, 340, 7,"
+        " error, now() - interval '2 hours', now() - interval '1 hour', 1, 'delete' FROM (VALUES"
+        " ('product', 'succeeded', NULL), ('brand', 'needs_confirmation', '9 of 12 are gone: `--force` deletes them'),"
+        " ('category', 'failed', 'page 7: Jasper answered 500')) AS one (kind, status, error)"
+    )
+    await receiver.sql.execute(
+        "UPDATE registrations SET rotating_since = now(), last_error = 'no', last_error_at = now()"
+    )
 
 
 async def remember(database: str, chance: random.Random) -> None:
@@ -286,6 +307,8 @@ async def test_a_hostile_product_runs_nothing_and_breaks_nothing(receiver: Recei
 @pytest.mark.timeout(300)
 async def test_axe_finds_nothing_wrong_with_any_page(furnished: Receiver, browser: Browser) -> None:
     """In the light by all rules; in the dark by that of contrast, as nothing else differs."""
+    await trouble(furnished)
+    gone = ["/dashboard/entity?type=product&id=1002&as_of=1", "/dashboard/feed?before=3", "/dashboard/consumers/late"]
     [delivery, *_] = (await furnished.http.get("/v1/deliveries?status=quarantined")).json()["deliveries"]
     wrong: dict[tuple[str, str], list[str]] = {}
     for scheme, of, ground in SCHEMES:
@@ -293,7 +316,7 @@ async def test_axe_finds_nothing_wrong_with_any_page(furnished: Receiver, browse
             await opened.page.goto(opened.url)
             wrong[scheme, "login"] = await opened.violations(of=of)
             await opened.log_in()
-            for path in [*PAGES, f"/dashboard/deliveries/{delivery['id']}", "/dashboard/nothing"]:
+            for path in [*PAGES, *gone, f"/dashboard/deliveries/{delivery['id']}", "/dashboard/nothing"]:
                 await opened.page.goto(opened.url + path)
                 await opened.page.evaluate(
                     "[...document.querySelectorAll('.event details')].slice(0, 2).forEach(one => { one.open = true; })"
@@ -303,8 +326,15 @@ async def test_axe_finds_nothing_wrong_with_any_page(furnished: Receiver, browse
             await opened.page.get_by_role("button", name="Try it").click()
             await opened.page.get_by_role("heading", name="How they would be read").wait_for()
             wrong[scheme, "trial"] = await opened.violations(of=of)
+            await opened.open("/dashboard/reconciliations")
+            assert await opened.page.locator(".notice.warn").count() == 2
+            await opened.page.get_by_role("button", name="Reconcile brand and delete what is gone").click()
+            await opened.page.get_by_role("heading", name="Reconcile and delete what is gone: brand?").wait_for()
+            wrong[scheme, "confirm"] = await opened.violations(of=of)
             assert await opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
-            opened.notebook.complaints[:] = [one for one in opened.notebook.complaints if "404" not in one]
+            opened.notebook.complaints[:] = [
+                one for one in opened.notebook.complaints if "404" not in one and "410" not in one
+            ]
     assert {place: found for place, found in wrong.items() if found} == {}
 
 
@@ -312,7 +342,8 @@ async def test_pages_of_an_empty_receiver_say_what_comes_next(receiver: Receiver
     async with window(browser, url_of(receiver)) as opened:
         await opened.log_in()
         for path in ("/", "/dashboard/feed", "/dashboard/entities", "/dashboard/deliveries", "/dashboard/quarantine",
-                     "/dashboard/unproven", "/dashboard/rejections", "/dashboard/consumers"):  # fmt: skip
+                     "/dashboard/unproven", "/dashboard/rejections", "/dashboard/reconciliations",
+                     "/dashboard/consumers"):  # fmt: skip
             await opened.open(path)
             empty = opened.page.locator(".empty:visible").first
             assert len(await empty.inner_text()) > 40, path
@@ -320,6 +351,7 @@ async def test_pages_of_an_empty_receiver_say_what_comes_next(receiver: Receiver
 
 
 async def test_every_page_fits_a_phone(furnished: Receiver, browser: Browser) -> None:
+    await trouble(furnished)
     [delivery, *_] = (await furnished.http.get("/v1/deliveries")).json()["deliveries"]
     async with window(browser, url_of(furnished), width=360, height=740) as opened:
         await opened.log_in()
@@ -361,6 +393,39 @@ async def test_the_overview_keeps_itself_fresh_until_it_is_paused(receiver: Rece
         await page.clock.run_for(60_000)
         await expect(page.get_by_role("button", name="Pause updates")).to_have_attribute("aria-pressed", "true")
         await expect(position).to_have_text("1")
+
+
+async def test_a_reconciliation_is_begun_with_the_keyboard_and_its_page_keeps_itself_fresh(
+    start: Start, browser: Browser
+) -> None:
+    options = SimulatorOptions(rate=0, page_size=7)
+    async with (
+        beside(start, options, reconcile_rate=5) as (_, receiver),
+        window(browser, url_of(receiver)) as opened,
+    ):
+        page, keys = opened.page, opened.page.keyboard
+        await page.clock.install()
+        await opened.log_in()
+        await opened.open("/dashboard/reconciliations")
+        table = page.get_by_role("region", name="Reconciliations, newest first")
+        await expect(page.locator(".empty-title")).to_have_text("Nothing was reconciled yet")
+        await page.get_by_label("Entity type").focus()
+        for key in ("Tab", "Space", "Tab", "Enter"):  # with the box that asks for a second word
+            await keys.press(key)
+        await page.get_by_role("heading", name="Reconcile and delete what is gone: product?").wait_for()
+        await page.get_by_role("link", name="Leave it").focus()
+        await keys.press("Enter")
+        await expect(page.locator(".empty-title")).to_have_text("Nothing was reconciled yet")
+        await page.get_by_label("Entity type").focus()
+        for key in ("Tab", "Tab", "Enter"):
+            await keys.press(key)
+        await expect(page.get_by_role("status")).to_have_text("The reconciliation of product is running.")
+        await expect(table).to_contain_text("running for")
+        [begun] = (await receiver.http.get("/v1/reconciliations")).json()["reconciliations"]
+        done = await ended(receiver, f"/v1/reconciliations/{begun['id']}")
+        await page.locator("main").focus()
+        await page.clock.run_for(10_000)
+        await expect(table).to_contain_text(f"succeeded{done['compared']}{done['created']}00")
 
 
 async def test_pictures_for_the_docs(furnished: Receiver, browser: Browser, tmp_path: Path) -> None:
