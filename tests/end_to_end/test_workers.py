@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.simulator import running_simulator
@@ -67,3 +69,31 @@ async def test_workers_end_with_the_process_that_started_them_however_it_ends(tm
         await receiver.kill()
         await until(lambda: not any(map(command_of, workers)))
         await receiver.start()  # on the port that they have let go of
+
+
+async def test_the_numbers_are_of_the_workers_that_live(tmp_path: Path) -> None:
+    away = {"JASPER_API_URL": "http://127.0.0.1:9/api/v1", "JASPER_API_TOKEN": "a-token"}
+    async with running_receiver(tmp_path / "data", "--workers", "2", **away) as receiver:
+        await until_async(lambda: told_of(receiver), lambda told: told == set(workers_of(receiver)) and len(told) == 2)
+        [first, second] = workers_of(receiver)
+        os.kill(first, signal.SIGKILL)
+        await until_async(
+            lambda: told_of(receiver), lambda told: told == set(workers_of(receiver)) and len(told - {first}) == 2
+        )
+        assert second in await told_of(receiver)
+
+
+async def told_of(receiver: ReceiverProcess) -> set[int]:
+    """The processes that `/metrics` tells of, whichever of them is asked."""
+    async with httpx.AsyncClient(base_url=receiver.url, timeout=30) as http:
+        try:
+            text = (await http.get("/metrics")).text
+        except httpx.TransportError:  # the one that was asked has just been killed
+            return set()
+    return {int(pid) for pid in re.findall(r'^process_resident_memory_bytes{pid="(\d+)"}', text, re.MULTILINE)}
+
+
+async def until_async(ask: Callable[[], Awaitable[set[int]]], holds: Callable[[set[int]], bool]) -> None:
+    async with asyncio.timeout(90):
+        while not holds(await ask()):
+            await asyncio.sleep(0.1)
