@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,26 +74,22 @@ async def test_workers_end_with_the_process_that_started_them_however_it_ends(tm
 async def test_the_numbers_are_of_the_workers_that_live(tmp_path: Path) -> None:
     away = {"JASPER_API_URL": "http://127.0.0.1:9/api/v1", "JASPER_API_TOKEN": "a-token"}
     async with running_receiver(tmp_path / "data", "--workers", "2", **away) as receiver:
-        await until_async(lambda: told_of(receiver), lambda told: told == set(workers_of(receiver)) and len(told) == 2)
+        await until_told(receiver, lambda pids: len(pids) == 2)
         [first, second] = workers_of(receiver)
         os.kill(first, signal.SIGKILL)
-        await until_async(
-            lambda: told_of(receiver), lambda told: told == set(workers_of(receiver)) and len(told - {first}) == 2
-        )
-        assert second in await told_of(receiver)
+        await until_told(receiver, lambda pids: len(pids - {first}) == 2 and second in pids)
 
 
-async def told_of(receiver: ReceiverProcess) -> set[int]:
-    """The processes that `/metrics` tells of, whichever of them is asked."""
-    async with httpx.AsyncClient(base_url=receiver.url, timeout=30) as http:
-        try:
-            text = (await http.get("/metrics")).text
-        except httpx.TransportError:  # the one that was asked has just been killed
-            return set()
-    return {int(pid) for pid in re.findall(r'^process_resident_memory_bytes{pid="(\d+)"}', text, re.MULTILINE)}
-
-
-async def until_async(ask: Callable[[], Awaitable[set[int]]], holds: Callable[[set[int]], bool]) -> None:
-    async with asyncio.timeout(90):
-        while not holds(await ask()):
+async def until_told(receiver: ReceiverProcess, holds: Callable[[set[int]], bool]) -> None:
+    """Wait until `/metrics` tells of just the workers that there are, by their number and one by one, and `holds` of them."""
+    async with httpx.AsyncClient(base_url=receiver.url, timeout=30) as http, asyncio.timeout(90):
+        while True:
+            with suppress(httpx.TransportError):  # the one that was asked has just been killed
+                text = (await http.get("/metrics")).text
+                pids = {
+                    int(pid) for pid in re.findall(r'^process_resident_memory_bytes{pid="(\d+)"}', text, re.MULTILINE)
+                }
+                number = re.findall(r"^jasper_receiver_processes (\S+)$", text, re.MULTILINE)
+                if pids == set(workers_of(receiver)) and number == [f"{len(pids)}.0"] and holds(pids):
+                    return
             await asyncio.sleep(0.1)
