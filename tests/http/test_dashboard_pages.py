@@ -271,8 +271,10 @@ async def test_the_overview_names_what_is_wrong_and_counts_what_was_answered(
         for body in ({"nothing": "to read"}, PRODUCT, PRODUCT):
             await receiver.callback(body)
         await receiver.callback(PRODUCT, x_secret="a guess")
-        await receiver.http.put("/v1/consumers/search", json={"start": 0})
-        await receiver.http.post("/v1/consumers/search/park", json={"sequence": 1, "reason": "no"})
+        await receiver.http.put("/v1/consumers/search", json={"start": "earliest"})
+        [event] = (await receiver.http.get("/v1/events")).json()["events"]
+        parked = {"sequence": event["sequence"], "reason": "no"}
+        assert (await receiver.http.post("/v1/consumers/search/park", json=parked)).is_success
         async with asyncio.timeout(10):
             while "Callbacks, last hour 4 " not in text_of(page := await visitor.get("/")):
                 await asyncio.sleep(0.02)

