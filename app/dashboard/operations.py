@@ -72,7 +72,7 @@ async def confirm_change(visit: Visit) -> Response:
     """Ask once more, and say what will happen."""
     entity_type, change = _change(visit)
     title, what = CHANGES[change]
-    return visit.show("confirm.html", entity_type=entity_type, title=title, what=what)
+    return visit.show("confirm.html", entity_type=entity_type, title=title, what=what, back="/dashboard/registrations")
 
 
 async def change_registration(visit: Visit) -> Response:

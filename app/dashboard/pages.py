@@ -36,6 +36,7 @@ NAVIGATION = (
     ("/dashboard/unproven", "Unproven"),
     ("/dashboard/rejections", "Rejections"),
     ("/dashboard/registrations", "Registrations"),
+    ("/dashboard/reconciliations", "Reconciliations"),
     ("/dashboard/consumers", "Consumers"),
 )
 

@@ -6,7 +6,7 @@ from starlette.routing import Route
 
 from app.access.keys import Scope
 from app.clock import utc_now
-from app.dashboard import deliveries, entities, feed, operations
+from app.dashboard import deliveries, entities, feed, operations, reconciliations
 from app.dashboard.overview import overview
 from app.dashboard.pages import (
     LOGIN,
@@ -76,6 +76,7 @@ def _open(path: str, endpoint: Endpoint, method: str) -> Route:
     return Route(path, guarded(endpoint), methods=[method])
 
 
+_RECONCILE = "/dashboard/reconciliations/{entity_type}/{way}"
 _CHANGE = "/dashboard/registrations/{entity_type}/{change}"
 
 routes = [
@@ -104,6 +105,9 @@ routes = [
     _get("/dashboard/registrations", operations.show_registrations),
     _get(_CHANGE, operations.confirm_change, needs=Scope.ADMIN),
     _post(_CHANGE, operations.change_registration, needs=Scope.ADMIN),
+    _get("/dashboard/reconciliations", reconciliations.show_reconciliations, needs=Scope.ADMIN),
+    _get(_RECONCILE, reconciliations.confirm_reconciliation, needs=Scope.ADMIN),
+    _post(_RECONCILE, reconciliations.start_reconciliation, needs=Scope.ADMIN),
     _get("/dashboard/consumers", operations.list_consumers),
     _get("/dashboard/consumers/{name}", operations.show_consumer),
     _get("/dashboard/{path:path}", nothing_here),

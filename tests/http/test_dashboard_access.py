@@ -19,7 +19,8 @@ from tests.http.dashboard import Visitor, a_key, visiting
 
 PAGES = [
     *("/", "/dashboard/feed", "/dashboard/entities", "/dashboard/deliveries", "/dashboard/quarantine"),
-    *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations", "/dashboard/consumers"),
+    *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations", "/dashboard/reconciliations"),
+    "/dashboard/consumers",
 ]
 OPEN = {"/dashboard/login", "/dashboard/static/{digest}/{name}"}
 UNREADABLE = {"nothing": "to read here"}
@@ -37,6 +38,7 @@ def examples(method: str) -> list[str]:
         "delivery_id": "01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10",
         "entity_type": "product",
         "change": "rotate",
+        "way": "start",
         "name": "search",
         "path": "nothing",
     }

@@ -468,3 +468,33 @@ async def test_what_was_counted_last_is_kept_when_the_process_ends(start: Start)
         await receiver.callback()
     async with start(secret=None) as receiver:
         assert await receiver.sql.fetchval("SELECT sum(count) FROM callback_minutes") == 1
+
+
+async def test_a_reconciliation_is_begun_after_asking_and_shown_with_what_it_did(start: Start) -> None:
+    async with running_simulator(SimulatorOptions()) as simulator:
+        jasper = {
+            "jasper_api_url": f"{simulator.base_url}/api/v1",
+            "jasper_api_token": simulator.token,
+            "public_url": "http://127.0.0.1:9",
+        }
+        async with start(secret=None, **jasper) as receiver, visiting(receiver) as visitor:
+            await visitor.log_in()
+            assert "Nothing was reconciled yet" in await visitor.get("/dashboard/reconciliations")
+            question = await visitor.get("/dashboard/reconciliations/product/start")
+            assert 'action="/dashboard/reconciliations/product/start"' in question
+            assert (await receiver.http.get("/v1/reconciliations")).json() == {"reconciliations": []}
+            told = await visitor.do("/dashboard/reconciliations/product/start")
+            assert told == "Reconciliation of product has begun."
+            async with asyncio.timeout(30):
+                while "succeeded" not in (page := text_of(await visitor.get("/dashboard/reconciliations"))):
+                    await asyncio.sleep(0.05)
+            assert re.search(r"product succeeded 25 25 0 0 \d+ s", page)
+            assert len((await receiver.http.get("/v1/products")).json()["items"]) == 25
+            assert (await visitor.http.get("/dashboard/reconciliations/product/nothing")).status_code == 404
+
+
+async def test_only_an_admin_sees_reconciliations(receiver: Receiver, database: str) -> None:
+    async with visiting(receiver) as visitor:
+        await visitor.log_in(await a_key(database, Scope.READ))
+        assert (await visitor.http.get("/dashboard/reconciliations")).status_code == 403
+        assert "Reconciliations" not in await visitor.get("/")
