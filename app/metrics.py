@@ -118,10 +118,13 @@ def registry() -> CollectorRegistry:
     return found
 
 
-def forget_process() -> None:
-    """Take this process out of the gauges that those which share its directory tell; what it counted stays."""
+def forget_process(pid: int | None = None) -> None:
+    """Take a process, this one unless told otherwise, out of the gauges that those which share its directory tell.
+
+    What it counted stays.
+    """
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  # of the library
+        mark_process_dead(pid or os.getpid())  # type: ignore[no-untyped-call]  # of the library
 
 
 class _Processes(Collector):

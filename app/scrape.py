@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Row, Select, func, literal, select, text
+from sqlalchemy import ARRAY, Row, Select, Text, cast, func, literal, select, text, true
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import QueuePool
@@ -29,12 +29,22 @@ from sqlalchemy.pool import QueuePool
 from app import metrics
 from app.clock import utc_now
 from app.db.engine import reading
-from app.db.tables import consumers, deliveries, events, parked_events, registrations, unproven
-from app.domain.values import DeliveryStatus
+from app.db.tables import (
+    consumers,
+    deliveries,
+    events,
+    parked_events,
+    reconciliations,
+    registrations,
+    retention,
+    unproven,
+)
+from app.domain.values import DeliveryStatus, EntityType
 from app.errors import DatabaseUnavailableError
 from app.feed import queries
 from app.intake.body import Room
 from app.ledger.writer import Writer
+from app.reconciliation.store import Status
 from app.registration.retry_window import RetryPlan, retry_span
 from app.registration.store import PENDING_AT_MOST, State
 
@@ -70,6 +80,8 @@ class Ledger:
     consumers: int
     farthest_behind: Sequence[Row[*tuple[Any, ...]]]
     registrations: Sequence[Row[*tuple[Any, ...]]]
+    removed_up_to: int
+    reconciliations: Sequence[Row[*tuple[Any, ...]]]
 
 
 class LedgerView:
@@ -122,6 +134,8 @@ async def _look(connection: AsyncConnection) -> Ledger:
         consumers=await _count(connection, select(consumers.c.name)),
         farthest_behind=(await connection.execute(_FARTHEST_BEHIND)).all(),
         registrations=(await connection.execute(_REGISTRATIONS)).all(),
+        removed_up_to=await connection.scalar(select(retention.c.oldest_after)) or 0,
+        reconciliations=(await connection.execute(_RECONCILIATIONS)).all(),
     )
 
 
@@ -151,6 +165,26 @@ _REGISTRATIONS = select(
     ),
     registrations.c.signing_secret.is_not(None).label("has_secret"),
 ).limit(literal(len(State) * 4))
+
+
+_wanted = func.unnest(cast(list(EntityType), ARRAY(Text))).table_valued("entity_type", name="wanted").render_derived()
+_newest = (
+    select(reconciliations.c.status)
+    .where(reconciliations.c.entity_type == _wanted.c.entity_type)
+    .order_by(reconciliations.c.id.desc())
+    .limit(1)
+    .lateral("newest")
+)
+_RECONCILIATIONS = select(
+    _wanted.c.entity_type,
+    _newest.c.status,
+    select(reconciliations.c.finished_at)
+    .where(reconciliations.c.entity_type == _wanted.c.entity_type, reconciliations.c.status == Status.SUCCEEDED)
+    .order_by(reconciliations.c.id.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("succeeded_at"),
+).select_from(_wanted.join(_newest, true()))
 
 
 class Vitals:
@@ -197,11 +231,14 @@ class LedgerCollector(Collector):
         if self._ledger is not None:
             yield from _feed(self._ledger, self._now)
             yield from _registrations(self._ledger, self._now)
+            yield from _reconciliations(self._ledger, self._now)
 
 
 def _feed(ledger: Ledger, now: datetime) -> Iterable[Metric]:
     counted = f"counted up to {COUNTED}"
     yield _gauge("feed_position", "Sequence of the newest event; 0: there is none", value=ledger.position)
+    removed = "Sequence up to which retention has removed events; 0: none"
+    yield _gauge("removed_position", removed, value=ledger.removed_up_to)
     yield _gauge("quarantined_deliveries", f"Deliveries that could not be read, {counted}", value=ledger.quarantined)
     yield _gauge("unproven_callbacks", f"Callbacks kept apart, {counted}", value=ledger.unproven)
     yield _gauge("parked_events", f"Events that consumers have set aside, {counted}", value=ledger.parked)
@@ -238,6 +275,23 @@ def _registrations(ledger: Ledger, now: datetime) -> Iterable[Metric]:
             plan = RetryPlan(one.retry_policy, one.minimum_retry_interval, one.retry_limit)
             window.add_metric([one.entity_type], retry_span(plan).total_seconds())
     yield from (states, secrets, silence, window)
+
+
+def _reconciliations(ledger: Ledger, now: datetime) -> Iterable[Metric]:
+    statuses = _gauge(
+        "reconciliation_status",
+        "1 for what came of the newest reconciliation, 0 for all else",
+        ["entity_type", "status"],
+    )
+    age = _gauge(
+        "seconds_since_reconciliation", "Age of the last one that succeeded; missing: none ever did", ["entity_type"]
+    )
+    for one in ledger.reconciliations:
+        for status in Status:
+            statuses.add_metric([one.entity_type, status], int(status == one.status))
+        if one.succeeded_at is not None:
+            age.add_metric([one.entity_type], _seconds(one.succeeded_at, now))
+    yield from (statuses, age)
 
 
 def _gauge(

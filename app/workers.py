@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 
+from app import metrics
+
 _log = logging.getLogger(__name__)
 
 _spawn = multiprocessing.get_context("spawn")
@@ -50,6 +52,7 @@ def run(work: Work, listener: socket.socket, count: int) -> bool:
             connection.wait([worker.sentinel for worker in workers], timeout=0.2)
             for place, worker in enumerate(workers):
                 if not worker.is_alive() and not told.is_set():
+                    metrics.forget_process(worker.pid)
                     _log.error("a worker died, another one takes its place", extra={"exit_code": worker.exitcode})
                     told.wait(PAUSE)
                     workers[place] = _start(work, listener)

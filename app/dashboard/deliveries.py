@@ -1,6 +1,7 @@
 """Deliveries with their evidence, and the quarantine: mend the mapping on trial, then read them again."""
 
 import time
+from base64 import b64decode
 from collections import Counter
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from app.dashboard.pages import Visit
 from app.dashboard.parameters import identifier
 from app.dashboard.presentation import body_excerpt, number
-from app.db.engine import reading
+from app.db.engine import reading, writing
 from app.deliveries import queries
 from app.deliveries.reprocess import Reprocessor
 from app.deliveries.schemas import DeliveryRecord, DeliverySummaryRecord
@@ -72,12 +73,10 @@ async def show_delivery(visit: Visit) -> Response:
 
 async def download_body(visit: Visit) -> Response:
     """The body as it came, whole, secrets blanked."""
-    async with reading(visit.engine) as connection:
-        kept = await queries.kept(connection, [visit.request.path_params["delivery_id"]])
-    if not kept:
-        raise NotFoundError("there is no such delivery, or its body is gone with its event")
+    delivery = await _one(visit)
+    body = delivery.body.encode() if delivery.body_encoding == "utf-8" else b64decode(delivery.body)
     headers = {"Content-Disposition": 'attachment; filename="callback.bin"'}
-    return Response(kept[0][1].body, media_type="application/octet-stream", headers=headers)
+    return Response(body, media_type="application/octet-stream", headers=headers)
 
 
 async def reprocess_delivery(visit: Visit) -> Response:
@@ -102,7 +101,8 @@ async def try_mapping(visit: Visit) -> Response:
     mapping = _mapping_of(text)
     async with reading(visit.engine) as connection:
         page = await queries.page(connection, DeliveryStatus.QUARANTINED, after=None, limit=_TRIED, newest_first=True)
-        fitting = _fitting(page.deliveries)
+    fitting = _fitting(page.deliveries)
+    async with writing(visit.engine) as connection:  # locks them, and writes nothing
         kept = dict(await queries.kept(connection, [one.id for one in fitting]))
     trials = []
     for one in fitting:

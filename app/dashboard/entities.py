@@ -15,7 +15,7 @@ from app.paging import LAST_POSITION, is_storable
 _ITEMS = 50
 _EVENTS = 30
 
-MOST_STEPS = 500
+MOST_STEPS = 200
 """Positions of the slider: the entity's newest events."""
 
 GONE = 410

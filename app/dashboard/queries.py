@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.tables import callback_minutes, events, parked_events
 from app.domain.values import DeliveryStatus, EntityType
 from app.feed.filters import Filters
+from app.feed.queries import OLDEST_AFTER
 from app.intake.tally import BOUNDS, Outcome
 
 EXAMINED = 10_000
@@ -29,6 +30,9 @@ MOST_COUNTED = 1000
 
 _LONGEST_CHANGES = 64 * 1024
 """Bytes of an event's changes that a list fetches; longer ones are shown by their names only."""
+
+_IS_KEPT = events.c.sequence > OLDEST_AFTER
+"""Some events that have been removed are still there, hidden, for their entities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ async def look_back(
     Looks at `EXAMINED` numbers at most; where `wanted` is not empty, also at `SEARCHED_BYTES` of data, and a first one.
     """
     lowest = max(after, before - EXAMINED)
-    conditions = [events.c.sequence > lowest, events.c.sequence <= before, *filters.conditions()]
+    conditions = [_IS_KEPT, events.c.sequence > lowest, events.c.sequence <= before, *filters.conditions()]
     if filters.entity_id:
         conditions.append(events.c.entity_id.in_(filters.entity_id))
     reached = lowest + 1
@@ -91,7 +95,7 @@ async def look_back(
     found = [EventRow(*row) for row in await connection.execute(query)]
     if len(found) == limit:
         reached = found[-1].sequence
-    older = select(events.c.sequence).where(events.c.sequence < reached, events.c.sequence > after).limit(1)
+    older = select(events.c.sequence).where(_IS_KEPT, events.c.sequence < reached, events.c.sequence > after).limit(1)
     return LookBack(found, reached, await connection.scalar(older) is not None)
 
 
@@ -108,7 +112,7 @@ async def next_events(
     connection: AsyncConnection, filters: Filters, wanted: str, *, after: int, upto: int
 ) -> list[EventRow]:
     """The events behind `after`, up to `upto`, that pass, oldest first: for who follows the feed."""
-    conditions = [events.c.sequence > after, events.c.sequence <= upto, *filters.conditions()]
+    conditions = [_IS_KEPT, events.c.sequence > after, events.c.sequence <= upto, *filters.conditions()]
     if filters.entity_id:
         conditions.append(events.c.entity_id.in_(filters.entity_id))
     if wanted:

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.simulator import running_simulator
@@ -67,3 +69,29 @@ async def test_workers_end_with_the_process_that_started_them_however_it_ends(tm
         await receiver.kill()
         await until(lambda: not any(map(command_of, workers)))
         await receiver.start()  # on the port that they have let go of
+
+
+async def test_the_numbers_are_of_the_workers_that_live(tmp_path: Path) -> None:
+    away = {"JASPER_API_URL": "http://127.0.0.1:9/api/v1", "JASPER_API_TOKEN": "a-token"}
+    async with running_receiver(tmp_path / "data", "--workers", "2", **away) as receiver:
+        await until_told(receiver, lambda pids: len(pids) == 2)
+        [first, second] = workers_of(receiver)
+        os.kill(first, signal.SIGKILL)
+        # Until the third has begun to count itself, the numbers may be right by chance.
+        await until(lambda: receiver.log.read_text().count("Application startup complete") == 3)
+        await until_told(receiver, lambda pids: len(pids - {first}) == 2 and second in pids)
+
+
+async def until_told(receiver: ReceiverProcess, holds: Callable[[set[int]], bool]) -> None:
+    """Wait until `/metrics` tells of just the workers that there are, by their number and one by one, and `holds` of them."""
+    async with httpx.AsyncClient(base_url=receiver.url, timeout=30) as http, asyncio.timeout(90):
+        while True:
+            with suppress(httpx.TransportError):  # the one that was asked has just been killed
+                text = (await http.get("/metrics")).text
+                pids = {
+                    int(pid) for pid in re.findall(r'^process_resident_memory_bytes{pid="(\d+)"}', text, re.MULTILINE)
+                }
+                number = re.findall(r"^jasper_receiver_processes (\S+)$", text, re.MULTILINE)
+                if pids == set(workers_of(receiver)) and number == [f"{len(pids)}.0"] and holds(pids):
+                    return
+            await asyncio.sleep(0.1)

@@ -38,6 +38,7 @@ def examples(method: str) -> list[str]:
         "delivery_id": "01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10",
         "entity_type": "product",
         "change": "rotate",
+        "way": "start",
         "name": "search",
         "path": "nothing",
     }

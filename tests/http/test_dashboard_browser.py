@@ -37,9 +37,8 @@ PAGES = [
     *("/", "/?range=week", "/dashboard/feed", "/dashboard/feed?q=nothing+like+it", "/dashboard/entities"),
     *("/dashboard/entities?type=brand", "/dashboard/entity?type=product&id=1007"),
     *("/dashboard/entity?type=product&id=1007&as_of=7", "/dashboard/deliveries", "/dashboard/quarantine"),
-    *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations"),
+    *("/dashboard/unproven", "/dashboard/rejections", "/dashboard/registrations", "/dashboard/reconciliations"),
     *("/dashboard/registrations/product/rotate", "/dashboard/consumers", "/dashboard/consumers/search"),
-    "/dashboard/reconciliations",
 ]
 
 SCHEMES: list[tuple[Scheme, Literal["everything", "contrast"], str]] = [

@@ -86,6 +86,21 @@ async def test_changes_too_long_for_a_list_are_left_out(engine: AsyncEngine) -> 
     assert [event.changes for event in look.events] == ["[]", None]
 
 
+async def test_removed_events_that_are_only_kept_for_their_entities_are_shown_nowhere(engine: AsyncEngine) -> None:
+    await put(engine, [event_row(number) for number in range(1, 6)])
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE retention SET oldest_after = 2"))
+    async with reading(engine) as connection:
+        look = await queries.look_back(connection, EVERYTHING, "", after=0, before=5, limit=100)
+        assert ([event.sequence for event in look.events], look.more) == ([5, 4, 3], False)
+        coming = await queries.next_events(connection, EVERYTHING, "", after=0, upto=5)
+        assert [event.sequence for event in coming] == [3, 4, 5]
+        history = await queries.history(connection, EntityType.PRODUCT, "1001", after=2, before=LAST, limit=100)
+        assert [event.sequence for event in history] == [5, 4, 3]
+        positions = await queries.positions(connection, EntityType.PRODUCT, "1001", after=2, limit=100)
+        assert [sequence for sequence, _ in positions] == [3, 4, 5]
+
+
 @pytest.fixture
 async def many(engine: AsyncEngine) -> int:
     """A large feed of few entities; the number of its last event."""

@@ -46,9 +46,19 @@ def families() -> list[Metric]:
         minimum_retry_interval=300,
         retry_limit=5,
         has_secret=True,
+        status="succeeded",
+        succeeded_at=now,
     )
     ledger = Ledger(
-        position=1, quarantined=0, unproven=0, parked=0, consumers=1, farthest_behind=[row], registrations=[row]
+        position=1,
+        quarantined=0,
+        unproven=0,
+        parked=0,
+        consumers=1,
+        farthest_behind=[row],
+        registrations=[row],
+        removed_up_to=0,
+        reconciliations=[row],
     )
     return [*metrics.registry().collect(), *LedgerCollector(ledger, now).collect()]
 
