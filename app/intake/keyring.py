@@ -54,7 +54,8 @@ class Keyring:
         self._registrations: dict[EntityType, Registration] = {}
         self._retiring: dict[EntityType, list[Retiring]] = {}
         self._tried_at = float("-inf")
-        self._refreshing: asyncio.Task[None] | None = None
+        self._reading = asyncio.Lock()
+        self._coming: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._worked_out: dict[EntityType, tuple[Accepted, datetime]] = {}
 
@@ -90,8 +91,11 @@ class Keyring:
         It also holds for what cannot be opened any more: another replica has sealed it anew with a key that this one is
         not given yet.
         """
-        self._tried_at = time.monotonic()
-        registrations, retiring = await self._store.credentials()
+        async with self._reading:  # else one that began earlier might end later, and bring back what was before
+            self._tried_at = time.monotonic()
+            self._take(*await self._store.credentials())
+
+    def _take(self, registrations: Iterable[Registration], retiring: Iterable[Retiring]) -> None:
         self._worked_out.clear()
         self._registrations = {one.entity_type: self._opened_before(one) for one in registrations}
         known = {each.id: each for several in self._retiring.values() for each in several}
@@ -110,16 +114,20 @@ class Keyring:
     async def look_again(self) -> None:
         """Read the store because a proof failed: another replica may just have registered or rotated.
 
-        Calls at the same time share one reading, and readings keep their distance, so that callbacks which prove nothing
-        cost Postgres little, however many come. Waits a quarter of a second at most, and never raises for a Postgres that
-        is away.
+        Calls at the same time share the next reading; one that has begun may not have seen what they came for. Readings
+        keep their distance, so that callbacks which prove nothing cost Postgres little, however many come. Waits a quarter
+        of a second at most, and never raises for a Postgres that is away.
         """
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh_at_a_distance(), name="keyring refresh")
-        await asyncio.wait({self._refreshing}, timeout=_PATIENCE)
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._refresh_at_a_distance(), name="keyring refresh")
+        await asyncio.wait({self._coming}, timeout=_PATIENCE)
 
     async def _refresh_at_a_distance(self) -> None:
         await asyncio.sleep(self._tried_at + self._distance - time.monotonic())
+        while self._reading.locked():
+            async with self._reading:
+                pass
+        self._coming = None
         await self.try_refresh()
 
     async def keep_fresh(self, interval: float = REFRESH_INTERVAL) -> None:

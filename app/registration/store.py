@@ -115,7 +115,8 @@ class Registration:
 
     def is_due(self, now: datetime, interval: timedelta) -> bool:
         """Whether the webhook is to be looked at now: its time has come, or something was left undone."""
-        if self.state is not State.REGISTERED or self.pending_since is not None or self.rotating_since is not None:
+        is_under_way = self.pending_since is not None or self.rotating_since is not None
+        if self.state is not State.REGISTERED or is_under_way or self.checked_at is None:
             return True
         next_look = self.next_look_at(interval)
         return next_look is not None and now >= next_look
@@ -194,7 +195,8 @@ class RegistrationStore:
             before = self._registration(row)
             values: dict[str, Any] = {"webhook_id": webhook_id}
             if webhook_id != before.webhook_id:
-                values["rotating_since"] = None
+                # What it replaces may still be there, should this be the last that the process does: it is to be looked at.
+                values |= {"rotating_since": None, "checked_at": None}
             if signing_secret is not None and signing_secret != before.signing_secret:
                 await _retire(connection, entity_type, "signing_secret", row["signing_secret"], retire_until)
                 values |= {"signing_secret": self._sealer.seal(signing_secret.encode()), "registered_at": now}

@@ -181,3 +181,28 @@ async def test_keeping_fresh_goes_on_after_trouble(store: CountingStore) -> None
             await store.readings.get()
     assert keyring.accepted(PRODUCT, NOW).secrets == ("first",)
     task.cancel()
+
+
+async def test_a_reading_that_has_begun_is_not_taken_for_one_that_begins_now(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What made the proof fail may have been stored since, and must be seen, not be overwritten by what was before."""
+    store = RegistrationStore(engine, Sealer([KEY]))
+    keyring = Keyring(store, {}, distance=0)
+    read, held = store.credentials, asyncio.Event()
+
+    async def slowly() -> tuple[list[Registration], list[Retiring]]:
+        found = await read()
+        await held.wait()
+        return found
+
+    monkeypatch.setattr(store, "credentials", slowly)
+    early = asyncio.create_task(keyring.look_again())
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(store, "credentials", read)
+    await registrar_with(engine, FakeJasper(), {}).register(PRODUCT)
+    late = asyncio.create_task(keyring.look_again())
+    await asyncio.sleep(0)
+    held.set()
+    await asyncio.gather(early, late)
+    assert keyring.accepted(PRODUCT, NOW).secrets == ("signing-secret-1",)

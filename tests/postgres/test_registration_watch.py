@@ -344,6 +344,10 @@ async def test_replicas_with_older_settings_leave_alone_what_newer_ones_register
     assert jasper.only == registered
 
 
+def _is_done(stored: Registration) -> bool:
+    return is_registered(stored) and stored.rotating_since is None and stored.checked_at is not None
+
+
 STEPS = {
     "before anything is asked": ("trouble", "GET", 1, 1),
     "before the creation": ("trouble", "POST", 1, 1),
@@ -369,7 +373,7 @@ async def test_rotation_that_was_broken_off_is_finished_by_the_next_look(
     jasper.trouble, jasper.after = FakeJasper.trouble, FakeJasper.after
 
     async with kept(other) as until:
-        stored = await until(lambda stored: is_registered(stored) and stored.rotating_since is None)
+        stored = await until(_is_done)
         async with asyncio.timeout(20):
             while len(jasper.webhooks) > 1:
                 await asyncio.sleep(0.005)
