@@ -307,12 +307,23 @@ def _seconds(since: datetime | None, now: datetime) -> float:
 router = APIRouter(tags=["operations"])
 
 
+_EXAMPLE = """\
+# TYPE jasper_receiver_database_up gauge
+jasper_receiver_database_up 1.0
+"""
+
+
 @router.get(
     "/metrics",
     operation_id="getMetrics",
     summary="Numbers for Prometheus",
     response_class=Response,
-    responses={200: {"description": "Prometheus text or OpenMetrics, as accepted", "content": {"text/plain": {}}}},
+    responses={
+        200: {
+            "description": "Prometheus text or OpenMetrics, as accepted",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        }
+    },
 )
 async def get_metrics(request: Request) -> Response:
     """What this process counts, or all processes behind its address, and what the database says. Wants no key.

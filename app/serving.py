@@ -179,6 +179,7 @@ class Server(uvicorn.Server):
         thresholds a fifth of the time went into looking through all of it again and again.
         """
         await super().startup(sockets)
+        self._thresholds = gc.get_threshold()
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -187,3 +188,5 @@ class Server(uvicorn.Server):
         """Let go of readers that wait, then end as uvicorn does."""
         self._app.state.drain()
         await super().shutdown(sockets)
+        gc.set_threshold(*self._thresholds)
+        gc.unfreeze()

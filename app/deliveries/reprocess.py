@@ -199,7 +199,7 @@ async def reprocess_deliveries(
     "/{delivery_id:uuid}/reprocess",
     operation_id="reprocessDelivery",
     summary="Read one delivery again",
-    responses=documented(*_ERRORS, NotFoundError("there is no delivery with this id")),
+    responses=documented(*_ERRORS, NotFoundError("there is no delivery with this id, or it is kept no longer")),
 )
 async def reprocess_delivery(
     request: Request,

@@ -71,7 +71,7 @@ async def list_deliveries(
     operation_id="getDelivery",
     summary="One callback as it came",
     response_model=Delivery,
-    responses=documented(*_READING_ERRORS, NotFoundError("there is no delivery with this id")),
+    responses=documented(*_READING_ERRORS, NotFoundError("there is no delivery with this id, or it is kept no longer")),
 )
 async def get_delivery(
     request: Request,

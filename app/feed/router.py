@@ -172,7 +172,11 @@ async def stream_events(
     response_model=Event,
     responses={
         200: described_event(),
-        **documented(*_READING_ERRORS, NotFoundError("there is no event with this id"), not_acceptable(JSON, SINGLE)),
+        **documented(
+            *_READING_ERRORS,
+            NotFoundError("there is no event with this id, or it is kept no longer"),
+            not_acceptable(JSON, SINGLE),
+        ),
     },
 )
 async def get_event(

@@ -338,7 +338,7 @@ async def test_a_delivery_whose_release_broke_off_stays_until_it_is_done(engine:
 async def test_a_delivery_that_is_being_read_again_is_left_for_the_next_time(engine: AsyncEngine) -> None:
     delivery = await a_delivery(engine, id=an_id(START), received_at=START)
     async with engine.begin() as connection:
-        await delivery_queries.kept(connection, [delivery["id"]])
+        await delivery_queries.kept(connection, [delivery["id"]], hold=True)
         assert (await remove(engine, Periods(None, DAY), now=START + 9 * DAY)).deliveries == 0
     assert (await remove(engine, Periods(None, DAY), now=START + 9 * DAY)).deliveries == 1
 
