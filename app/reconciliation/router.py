@@ -6,7 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.access.dependencies import AdminKey
+from app.access.dependencies import AdminKey, lacking
+from app.access.keys import Scope
 from app.domain.values import EntityType
 from app.errors import (
     BodyTooLargeError,
@@ -16,7 +17,6 @@ from app.errors import (
     KeyMissingError,
     NotFoundError,
     RequestTimeoutError,
-    ScopeMissingError,
 )
 from app.paging import Body, NoParameters, described_body, read_body
 from app.problems import documented
@@ -24,7 +24,7 @@ from app.reconciliation import store
 from app.reconciliation.reconciler import Reconciler
 from app.reconciliation.store import Reconciliation
 
-_ERRORS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
+_ERRORS = (KeyMissingError, lacking(Scope.ADMIN), InvalidParametersError, DatabaseUnavailableError)
 
 router = APIRouter(prefix="/v1/reconciliations", tags=["reconciliations"])
 
@@ -99,7 +99,7 @@ async def list_reconciliations(request: Request, _key: AdminKey, _none: NoParame
     "/{reconciliation_id:uuid}",
     operation_id="getReconciliation",
     summary="One reconciliation",
-    responses=documented(*_ERRORS, NotFoundError),
+    responses=documented(*_ERRORS, NotFoundError("there is no reconciliation with this id")),
 )
 async def get_reconciliation(
     request: Request,
