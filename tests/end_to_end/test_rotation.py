@@ -255,7 +255,14 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize(("moment", "method", "by_command"), STEPS.values(), ids=STEPS.keys())
+@pytest.mark.parametrize(
+    ("moment", "method", "by_command"),
+    [
+        # The steps of a command are those of the receiver; only who finishes them is another one.
+        pytest.param(*step, id=name, marks=pytest.mark.long if step[2] else ())
+        for name, step in STEPS.items()
+    ],
+)
 async def test_rotation_killed_at_any_step_is_finished_and_loses_nothing(
     database: str, tmp_path: Path, moment: str, method: str, by_command: bool
 ) -> None:
@@ -296,12 +303,24 @@ async def test_rotation_killed_at_any_step_is_finished_and_loses_nothing(
 @pytest.mark.parametrize(
     "steps",
     [
-        [{"JASPER_WEBHOOK_HEADERS": '{"X-Custom": "old"}'}, {"JASPER_WEBHOOK_HEADERS": '{"X-Custom": "new"}'}],
-        [{}, {"JASPER_WEBHOOK_HEADERS": '{"X-Custom": "new"}'}, {}],
-        [{"ENCRYPTION_KEYS": keys} for keys in (OLD_KEY, f"{OLD_KEY},{NEW_KEY}", f"{NEW_KEY},{OLD_KEY}", NEW_KEY)],
-        [{"ENCRYPTION_KEYS": keys} for keys in (OLD_KEY, f"{NEW_KEY},{OLD_KEY}", NEW_KEY)],
+        pytest.param(
+            [{"JASPER_WEBHOOK_HEADERS": '{"X-Custom": "old"}'}, {"JASPER_WEBHOOK_HEADERS": '{"X-Custom": "new"}'}],
+            id="headers",
+        ),
+        pytest.param(
+            [{}, {"JASPER_WEBHOOK_HEADERS": '{"X-Custom": "new"}'}, {}],
+            id="headers come and go",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            [{"ENCRYPTION_KEYS": keys} for keys in (OLD_KEY, f"{OLD_KEY},{NEW_KEY}", f"{NEW_KEY},{OLD_KEY}", NEW_KEY)],
+            id="keys",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            [{"ENCRYPTION_KEYS": keys} for keys in (OLD_KEY, f"{NEW_KEY},{OLD_KEY}", NEW_KEY)], id="keys in haste"
+        ),
     ],
-    ids=["headers", "headers come and go", "keys", "keys in haste"],
 )
 async def test_settings_rolled_out_replica_by_replica_lose_nothing(
     database: str, tmp_path: Path, steps: list[dict[str, str]]
