@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +30,7 @@ from app import metrics
 from app.clock import utc_now
 from app.db.engine import reading
 from app.db.tables import (
+    attendance,
     consumers,
     deliveries,
     events,
@@ -82,6 +83,7 @@ class Ledger:
     registrations: Sequence[Row[*tuple[Any, ...]]]
     removed_up_to: int
     reconciliations: Sequence[Row[*tuple[Any, ...]]]
+    attendance: Sequence[Row[*tuple[Any, ...]]]
 
 
 class LedgerView:
@@ -136,6 +138,7 @@ async def _look(connection: AsyncConnection) -> Ledger:
         registrations=(await connection.execute(_REGISTRATIONS)).all(),
         removed_up_to=await connection.scalar(select(retention.c.oldest_after)) or 0,
         reconciliations=(await connection.execute(_RECONCILIATIONS)).all(),
+        attendance=(await connection.execute(_ATTENDANCE)).all(),
     )
 
 
@@ -187,6 +190,9 @@ _RECONCILIATIONS = select(
 ).select_from(_wanted.join(_newest, true()))
 
 
+_ATTENDANCE = select(attendance.c.entity_type, attendance.c.away_from.is_not(None).label("has_missed"))
+
+
 class Vitals:
     """Queues and pools of this process, looked at once a second and when somebody asks."""
 
@@ -215,11 +221,15 @@ _IN_USE, _IDLE = map(metrics.POOL.labels, ("in_use", "idle"))
 
 
 class LedgerCollector(Collector):
-    """What the database said, and which program this is, as Prometheus wants it. `ledger` is None where it is away."""
+    """What the database said, and which program this is, as Prometheus wants it.
 
-    def __init__(self, ledger: Ledger | None, now: datetime) -> None:
+    `ledger` is None where the database is away; `kept_for` is how long events are kept, None: for ever.
+    """
+
+    def __init__(self, ledger: Ledger | None, now: datetime, *, kept_for: timedelta | None) -> None:
         self._ledger = ledger
         self._now = now
+        self._kept_for = kept_for
 
     def collect(self) -> Iterable[Metric]:
         """Every family; those from the database only where it is there."""
@@ -229,12 +239,13 @@ class LedgerCollector(Collector):
         up = "Whether the database could be read for these numbers; where not, those that come from it are left out"
         yield _gauge("database_up", up, value=int(self._ledger is not None))
         if self._ledger is not None:
-            yield from _feed(self._ledger, self._now)
+            yield from _feed(self._ledger)
+            yield from _consumers(self._ledger, self._now, self._kept_for)
             yield from _registrations(self._ledger, self._now)
             yield from _reconciliations(self._ledger, self._now)
 
 
-def _feed(ledger: Ledger, now: datetime) -> Iterable[Metric]:
+def _feed(ledger: Ledger) -> Iterable[Metric]:
     counted = f"counted up to {COUNTED}"
     yield _gauge("feed_position", "Sequence of the newest event; 0: there is none", value=ledger.position)
     removed = "Sequence up to which retention has removed events; 0: none"
@@ -242,6 +253,9 @@ def _feed(ledger: Ledger, now: datetime) -> Iterable[Metric]:
     yield _gauge("quarantined_deliveries", f"Deliveries that could not be read, {counted}", value=ledger.quarantined)
     yield _gauge("unproven_callbacks", f"Callbacks kept apart, {counted}", value=ledger.unproven)
     yield _gauge("parked_events", f"Events that consumers have set aside, {counted}", value=ledger.parked)
+
+
+def _consumers(ledger: Ledger, now: datetime, kept_for: timedelta | None) -> Iterable[Metric]:
     yield _gauge("consumers", "Consumers there are", value=ledger.consumers)
     lag = _gauge(
         "consumer_lag_events",
@@ -249,10 +263,19 @@ def _feed(ledger: Ledger, now: datetime) -> Iterable[Metric]:
         ["consumer"],
     )
     age = _gauge("consumer_lag_seconds", "Age of the oldest event behind each of these consumers", ["consumer"])
+    left = _gauge(
+        "consumer_expires_seconds",
+        "Seconds until retention removes an event that one of these has not read; 0: it has done so; missing: kept for ever",
+        ["consumer"],
+    )
     for consumer in ledger.farthest_behind:
         lag.add_metric([consumer.name], max(0, ledger.position - consumer.position))
         age.add_metric([consumer.name], _seconds(consumer.oldest, now))
-    yield from (lag, age)
+        if consumer.position < ledger.removed_up_to:
+            left.add_metric([consumer.name], 0.0)
+        elif kept_for is not None:
+            left.add_metric([consumer.name], max(0.0, kept_for.total_seconds() - _seconds(consumer.oldest, now)))
+    yield from (lag, age, left)
 
 
 def _registrations(ledger: Ledger, now: datetime) -> Iterable[Metric]:
@@ -286,12 +309,20 @@ def _reconciliations(ledger: Ledger, now: datetime) -> Iterable[Metric]:
     age = _gauge(
         "seconds_since_reconciliation", "Age of the last one that succeeded; missing: none ever did", ["entity_type"]
     )
+    missed = _gauge(
+        "callbacks_missed",
+        "1 where callbacks may be missing because they could not be taken for longer than Jasper retries, until a "
+        "reconciliation has made good for it",
+        ["entity_type"],
+    )
+    for one in ledger.attendance:
+        missed.add_metric([one.entity_type], int(one.has_missed))
     for one in ledger.reconciliations:
         for status in Status:
             statuses.add_metric([one.entity_type, status], int(status == one.status))
         if one.succeeded_at is not None:
             age.add_metric([one.entity_type], _seconds(one.succeeded_at, now))
-    yield from (statuses, age)
+    yield from (statuses, age, missed)
 
 
 def _gauge(
@@ -332,6 +363,7 @@ async def get_metrics(request: Request) -> Response:
     """
     request.state.vitals.sample()
     registry: CollectorRegistry = metrics.registry()
-    registry.register(LedgerCollector(await request.state.ledger_view.now(), utc_now()))
+    ledger = await request.state.ledger_view.now()
+    registry.register(LedgerCollector(ledger, utc_now(), kept_for=request.state.settings.event_retention))
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": media_type})

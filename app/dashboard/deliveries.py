@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.dashboard.pages import Visit
 from app.dashboard.parameters import identifier
 from app.dashboard.presentation import body_excerpt, number
-from app.db.engine import reading, writing
+from app.db.engine import reading
 from app.deliveries import queries
 from app.deliveries.reprocess import Reprocessor
 from app.deliveries.schemas import DeliveryRecord, DeliverySummaryRecord
@@ -101,8 +101,7 @@ async def try_mapping(visit: Visit) -> Response:
     mapping = _mapping_of(text)
     async with reading(visit.engine) as connection:
         page = await queries.page(connection, DeliveryStatus.QUARANTINED, after=None, limit=_TRIED, newest_first=True)
-    fitting = _fitting(page.deliveries)
-    async with writing(visit.engine) as connection:  # locks them, and writes nothing
+        fitting = _fitting(page.deliveries)
         kept = dict(await queries.kept(connection, [one.id for one in fitting]))
     trials = []
     for one in fitting:

@@ -92,6 +92,7 @@ class Keyring:
         not given yet.
         """
         async with self._reading:  # else one that began earlier might end later, and bring back what was before
+            self._coming = None  # who comes from now on may come for something newer
             self._tried_at = time.monotonic()
             self._take(*await self._store.credentials())
 
@@ -124,10 +125,6 @@ class Keyring:
 
     async def _refresh_at_a_distance(self) -> None:
         await asyncio.sleep(self._tried_at + self._distance - time.monotonic())
-        while self._reading.locked():
-            async with self._reading:
-                pass
-        self._coming = None
         await self.try_refresh()
 
     async def keep_fresh(self, interval: float = REFRESH_INTERVAL) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import scrape
 from app.clock import utc_now
 from app.db.engine import reading
-from app.db.tables import consumers, parked_events, reconciliations, registrations, retention, unproven
+from app.db.tables import attendance, consumers, parked_events, reconciliations, registrations, retention, unproven
 from app.domain.values import DeliveryStatus, EntityType
 from app.ids import new_id
 from app.intake.router import _RECEIVED
@@ -153,16 +153,25 @@ async def test_what_the_database_holds_is_told(start: Start, engine: AsyncEngine
                     force=False,
                 )
             )
-        await connection.execute(update(retention).values(oldest_after=7))
+        await connection.execute(update(retention).values(oldest_after=2))
+        await connection.execute(insert(attendance).values(entity_type="brand", alive_at=NOW))
+        await connection.execute(
+            insert(attendance).values(entity_type="product", alive_at=utc_now(), away_from=NOW, away_until=NOW)
+        )
+        await connection.execute(insert(consumers).values(name="on the way", position=2, updated_at=NOW))
     assert [event["sequence"] for event in events] == [1, 2, 3]
-    async with start() as receiver:
+    async with start(event_retention_days=1) as receiver:
         found = await numbers(receiver.http)
     assert found["database_up", ""] == 1
     assert found["feed_position", ""] == 3
     assert found["quarantined_deliveries", ""] == 2
     assert found["unproven_callbacks", ""] == 1
     assert found["parked_events", ""] == 1
-    assert found["consumers", ""] == 2
+    assert found["consumers", ""] == 3
+    assert found["consumer_expires_seconds", "search"] == 0  # it was overtaken
+    assert 86_200 < found["consumer_expires_seconds", "on the way"] <= 86_300
+    assert found["consumer_expires_seconds", "done"] == 86_400
+    assert (found["callbacks_missed", "product"], found["callbacks_missed", "brand"]) == (1, 0)
     assert (found["consumer_lag_events", "search"], found["consumer_lag_events", "done"]) == (2, 0)
     assert 100 <= found["consumer_lag_seconds", "search"] < 200
     assert found["consumer_lag_seconds", "done"] == 0
@@ -180,7 +189,7 @@ async def test_what_the_database_holds_is_told(start: Start, engine: AsyncEngine
     }
     assert 500 <= found["seconds_since_reconciliation", "product"] < 600
     assert ("seconds_since_reconciliation", "brand") not in found
-    assert found["removed_position", ""] == 7
+    assert found["removed_position", ""] == 2
 
 
 @pytest.mark.usefixtures("fresh")

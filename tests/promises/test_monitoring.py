@@ -48,6 +48,7 @@ def families() -> list[Metric]:
         has_secret=True,
         status="succeeded",
         succeeded_at=now,
+        has_missed=False,
     )
     ledger = Ledger(
         position=1,
@@ -59,8 +60,10 @@ def families() -> list[Metric]:
         registrations=[row],
         removed_up_to=0,
         reconciliations=[row],
+        attendance=[row],
     )
-    return [*metrics.registry().collect(), *LedgerCollector(ledger, now).collect()]
+    collector = LedgerCollector(ledger, now, kept_for=timedelta(days=30))
+    return [*metrics.registry().collect(), *collector.collect()]
 
 
 FAMILIES = families()
