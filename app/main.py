@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import health, metrics, openapi, problems, scrape, tracing
-from app.access.failures import KeyFailures
 from app.dashboard import router as dashboard
 from app.db.engine import create_engine
 from app.db.sealed import SealedView, keep_sealed
@@ -131,7 +130,6 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
     return {
         "settings": settings,
         "admin_key": settings.admin_api_key,
-        "key_failures": KeyFailures(),
         "engine": engine,
         "sealer": sealer,
         "sealed_view": SealedView(engine, sealer),

@@ -32,7 +32,6 @@ from app.db.engine import reading
 from app.db.tables import (
     attendance,
     consumers,
-    deliveries,
     events,
     parked_events,
     reconciliations,
@@ -40,7 +39,8 @@ from app.db.tables import (
     retention,
     unproven,
 )
-from app.domain.values import DeliveryStatus, EntityType
+from app.deliveries.queries import COUNTED, quarantined
+from app.domain.values import EntityType
 from app.errors import DatabaseUnavailableError
 from app.feed import queries
 from app.intake.body import Room
@@ -62,9 +62,6 @@ _TO_GIVE_UP = 1.0
 
 MOST_CONSUMERS = 100
 """How many consumers have series of their own: those that are the farthest behind."""
-
-COUNTED = 10_000
-"""How far things that wait for a hand are counted."""
 
 SAMPLED_EVERY = 1.0
 """Seconds between looks at queues and pools, so that a process that is not asked itself is not told wrongly for longer."""
@@ -124,13 +121,9 @@ class LedgerView:
 
 async def _look(connection: AsyncConnection) -> Ledger:
     position = await queries.head(connection)
-    quarantined = select(deliveries.c.id).where(
-        deliveries.c.status == DeliveryStatus.QUARANTINED.value,
-        deliveries.c.status != DeliveryStatus.ACCEPTED.value,  # lets Postgres see that the index of the others will do
-    )
     return Ledger(
         position=position,
-        quarantined=await _count(connection, quarantined),
+        quarantined=await quarantined(connection),
         unproven=await _count(connection, select(unproven.c.id)),
         parked=await _count(connection, select(parked_events.c.sequence)),
         consumers=await _count(connection, select(consumers.c.name)),

@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import func, literal, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import spoken
 from app.db.engine import reading
 from app.db.migrate import current_revision
 from app.db.sealed import SealedCounts
-from app.db.tables import deliveries, unproven
-from app.domain.values import DeliveryStatus, EntityType
+from app.db.tables import unproven
+from app.deliveries.queries import COUNTED
+from app.deliveries.queries import quarantined as count_quarantined
+from app.domain.values import EntityType
 from app.feed import consumers, queries
 from app.feed.alarm import Danger, danger
 from app.feed.consumer_schemas import Consumer
@@ -96,14 +98,11 @@ async def look(engine: AsyncEngine, sealer: Sealer, sealed: SealedCounts, *, kep
 
     Sealed values are counted by the caller, as that reads each of them (`app.db.sealed`).
     """
-    # With the value in the text Postgres sees that the partial index will do.
-    is_quarantined = deliveries.c.status == literal(DeliveryStatus.QUARANTINED.value, literal_execute=True)
-    waiting = select(func.count()).where(is_quarantined)
     async with reading(engine) as connection:
         postgres = await connection.scalar(text("SHOW server_version"))
         schema = await current_revision(connection)
         feed_position = await queries.head(connection)
-        quarantined = await connection.scalar(waiting) or 0
+        quarantined = await count_quarantined(connection)
         kept_apart = await connection.scalar(select(func.count()).select_from(unproven)) or 0
     registrations, retiring = await RegistrationStore(engine, sealer).credentials()
     return Status(
@@ -263,7 +262,8 @@ def _about_deliveries(status: Status) -> Iterator[Finding]:
     if status.quarantined:
         yield _problem(
             "quarantined",
-            f"{status.quarantined} authentic callbacks could not be read with confidence; they are kept, but feed nothing",
+            f"{_counted(status.quarantined)} authentic callbacks could not be read with confidence; they are kept, but feed "
+            "nothing",
             "see `reason` in GET /v1/deliveries?status=quarantined, mend JASPER_PAYLOAD_MAPPING, restart, then "
             "`jasper-receiver reprocess --status quarantined`",
         )
@@ -274,6 +274,10 @@ def _about_deliveries(status: Status) -> Iterator[Finding]:
             "see GET /v1/unproven for where the secret may be, mend JASPER_SIGNING_SECRET_LOCATION, restart, then "
             "POST /v1/unproven/release",
         )
+
+
+def _counted(count: int) -> str:
+    return f"{COUNTED} or more" if count >= COUNTED else str(count)
 
 
 def _about_reconciliations(status: Status) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Who calls, and whether they may: `ReadKey`, `WriteKey` and `AdminKey` for the signatures of routes.
 
-In a signature the key stands first, so that nothing else is looked at before it. The process must have put `engine`,
-`admin_key` (the value of `ADMIN_API_KEY`, or None) and `key_failures` into the lifespan's state.
+In a signature the key stands first, so that nothing else is looked at before it. The process must have put `engine` and
+`admin_key` (the value of `ADMIN_API_KEY`, or None) into the lifespan's state.
 """
 
 import hmac
@@ -13,7 +13,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
-from app.access.failures import FailureReason, KeyFailures
+from app.access.failures import FailureReason, note_failure
 from app.access.keys import Scope, digest_of, find_key
 from app.clock import utc_now
 from app.errors import KeyMissingError, ScopeMissingError
@@ -68,9 +68,8 @@ async def still_allowed(request: Request, scope: Scope) -> bool:
 
 
 def _note(request: Request, reason: FailureReason, key: str | None = None) -> None:
-    failures: KeyFailures = request.state.key_failures
     client = request.client.host if request.client else ""
-    failures.note(reason, path=instance_of(request.scope), client=client, key=key)
+    note_failure(reason, path=instance_of(request.scope), client=client, key=key)
 
 
 def _is_admin_key(request: Request, digest: bytes) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import RowMapping, case, select
+from sqlalchemy import RowMapping, case, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.tables import deliveries, events
@@ -23,7 +23,18 @@ _SUMMARY = [
     case((events.c.sequence > OLDEST_AFTER, events.c.id)).label("event_id"),
     deliveries.c.duplicate_of,
 ]
+COUNTED = 10_000
+"""How far what waits for a hand is counted."""
+
 _WITH_EVENT = deliveries.outerjoin(events, events.c.sequence == deliveries.c.event_sequence)
+
+
+async def quarantined(connection: AsyncConnection) -> int:
+    """How many deliveries could not be read, counted up to COUNTED."""
+    # With the value in the text Postgres sees that the partial index will do.
+    is_quarantined = deliveries.c.status == literal(DeliveryStatus.QUARANTINED.value, literal_execute=True)
+    some = select(deliveries.c.id).where(is_quarantined).limit(COUNTED).subquery()
+    return await connection.scalar(select(func.count()).select_from(some)) or 0
 
 
 async def page(

@@ -1,6 +1,7 @@
 """Who may call what: keys, their scopes, and what is said to whom."""
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.access.failures import FailureReason, KeyFailures
+from app.access.failures import FailureReason
 from app.access.keys import Scope, create_key, digest_of, find_key, list_keys, revoke_key
 from app.clock import utc_now
 from app.db.engine import create_engine
 from app.errors import ConflictError, InvalidParametersError, NotFoundError
+from app.metrics import registry
 from tests.builders import NOW
 from tests.http.conftest import ADMIN_KEY, Reader, Start
 
@@ -88,8 +90,17 @@ async def test_a_key_is_revoked_on_every_replica_at_once(reader: Reader, start: 
     assert stored.last_used_at <= stored.revoked_at
 
 
-async def test_failures_are_counted_by_their_reason_and_successes_are_not(
-    start: Start, database: str, monkeypatch: pytest.MonkeyPatch
+def failures() -> dict[str, float]:
+    """How often each reason was counted in this process."""
+    counted = registry()
+    return {
+        reason: counted.get_sample_value("jasper_receiver_key_failures_total", {"reason": reason}) or 0
+        for reason in FailureReason
+    }
+
+
+async def test_failures_are_counted_by_their_reason_and_told_and_successes_are_not(
+    start: Start, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = create_engine(database)
     _, revoked = await create_key(engine, "old", [Scope.READ], now=NOW)
@@ -97,8 +108,7 @@ async def test_failures_are_counted_by_their_reason_and_successes_are_not(
     _, narrow = await create_key(engine, "narrow", [Scope.WRITE], now=NOW)
     _, fitting = await create_key(engine, "fitting", [Scope.READ], now=NOW)
     await engine.dispose()
-    failures = KeyFailures()
-    monkeypatch.setattr("app.main.KeyFailures", lambda: failures)
+    before = failures()
     async with start() as receiver:
         del receiver.http.headers["Authorization"]
         for headers, status in [
@@ -114,33 +124,12 @@ async def test_failures_are_counted_by_their_reason_and_successes_are_not(
         ]:
             assert (await receiver.http.get("/v1/events", headers=headers)).status_code == status
         assert (await receiver.http.get("/healthz")).status_code == 200
-    assert failures.counts == {
-        FailureReason.MISSING: 2,
-        FailureReason.WRONG: 3,
-        FailureReason.REVOKED: 1,
-        FailureReason.SCOPE: 1,
-    }
-
-
-def test_the_log_tells_of_failures_now_and_then_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
-    now = 100.0
-    failures = KeyFailures(clock=lambda: now)
-    for _ in range(50):
-        failures.note(FailureReason.WRONG, path="/v1/events", client="203.0.113.7")
-    failures.note(FailureReason.REVOKED, path="/v1/products", client="203.0.113.8", key="old")
-    now = 109.9
-    failures.note(FailureReason.WRONG, path="/v1/events", client="203.0.113.7")
-    now = 110.0
-    failures.note(FailureReason.WRONG, path="/v1/brands", client="203.0.113.9")
-    told = [
-        {name: vars(line)[name] for name in ("reason", "path", "client", "key", "count")} for line in caplog.records
-    ]
-    assert [tuple(one.values()) for one in told] == [
-        ("wrong", "/v1/events", "203.0.113.7", None, 1),
-        ("revoked", "/v1/products", "203.0.113.8", "old", 1),
-        ("wrong", "/v1/brands", "203.0.113.9", None, 51),
-    ]
-    assert failures.counts[FailureReason.WRONG] == 52
+    expected = ["missing", "missing", "wrong", "wrong", "wrong", "revoked", "scope"]
+    assert {reason: count - before[reason] for reason, count in failures().items()} == Counter(expected)
+    told = [line for line in caplog.records if line.name == "app.access.failures"]
+    assert [vars(line)["reason"] for line in told] == expected
+    assert [vars(line)["key"] for line in told[-2:]] == ["old", "narrow"]
+    assert {vars(line)["path"] for line in told} == {"/v1/events"}
 
 
 async def test_many_failures_lock_nobody_out(reader: Reader) -> None:

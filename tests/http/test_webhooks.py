@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from app import problems
 from app.access import keys
-from app.access.failures import KeyFailures
 from app.clock import utc_now
 from app.domain.values import EntityType
 from app.intake.keyring import Keyring
@@ -50,7 +49,6 @@ async def serve(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Servic
         scope["state"] = {
             "engine": engine,
             "admin_key": SecretStr(ADMIN),
-            "key_failures": KeyFailures(),
             "registrar": registrar,
             "keyring": keyring,
         }
