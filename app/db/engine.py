@@ -95,8 +95,17 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with _reached(), engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         driver = await driver_of(connection)
-        async with driver.transaction(isolation="repeatable_read", readonly=True):
+        transaction = driver.transaction(isolation="repeatable_read", readonly=True)
+        await transaction.start()
+        try:
             yield connection
+        except BaseException:
+            # The driver's own block would fail on a connection that is closed by now, and so hide that a task was
+            # cancelled: it would go on for ever.
+            if not driver.is_closed():
+                await transaction.rollback()
+            raise
+        await transaction.commit()
 
 
 async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:

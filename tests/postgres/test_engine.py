@@ -1,11 +1,15 @@
 """What readers are told when Postgres cannot answer: come again, never that something failed."""
 
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db.engine import reading, writing
+from app.db.engine import driver_of, reading, writing
 from app.errors import DatabaseUnavailableError
 
 TROUBLE = {
@@ -31,3 +35,33 @@ async def test_a_wrong_statement_is_a_fault_of_ours_and_no_trouble_of_the_moment
     with pytest.raises(DBAPIError):
         async with reading(engine) as connection:
             await connection.execute(text("SELECT 1 / 0"))
+
+
+Way = Callable[[AsyncEngine], AbstractAsyncContextManager[AsyncConnection]]
+
+
+@pytest.mark.parametrize("way", [reading, writing])
+@pytest.mark.parametrize("at_the_driver", [False, True])
+async def test_task_that_is_cancelled_at_a_statement_ends_cancelled_and_the_next_one_finds_a_connection(
+    engine: AsyncEngine, way: Way, at_the_driver: bool
+) -> None:
+    """Told of a database in trouble instead, a chore would try again, and the process would never end."""
+    begun = asyncio.Event()
+
+    async def sleep() -> None:
+        async with way(engine) as connection:
+            begun.set()
+            if at_the_driver:
+                await (await driver_of(connection)).fetchval("SELECT pg_sleep(60)")
+            else:
+                await connection.execute(text("SELECT pg_sleep(60)"))
+
+    task = asyncio.create_task(sleep())
+    await begun.wait()
+    await asyncio.sleep(0.05)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=20)
+    assert done
+    assert task.cancelled()
+    async with way(engine) as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
