@@ -173,13 +173,16 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does, then keep the garbage collector out of the way.
-
-        What is there now stays for the life of the process, and what callbacks leave behind has no cycles: with the usual
-        thresholds a fifth of the time went into looking through all of it again and again.
-        """
+        """Start as uvicorn does."""
         await super().startup(sockets)
-        self._thresholds = gc.get_threshold()
+        self.restrain_collector()
+
+    def restrain_collector(self) -> None:
+        """Keep the garbage collector out of the way for the rest of the process.
+
+        What is there now stays for as long, and what callbacks leave behind has no cycles: with the usual thresholds a
+        fifth of the time went into looking through all of it again and again.
+        """
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -188,5 +191,3 @@ class Server(uvicorn.Server):
         """Let go of readers that wait, then end as uvicorn does."""
         self._app.state.drain()
         await super().shutdown(sockets)
-        gc.set_threshold(*self._thresholds)
-        gc.unfreeze()

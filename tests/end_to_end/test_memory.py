@@ -197,11 +197,13 @@ async def test_costly_bodies_are_bounded_in_memory_and_a_strangers_hold_nobody_u
         assert receiver.slowest < 4  # about 0.2 s where the machine has nothing else to do
 
         async def authentic(bodies: tuple[bytes, bytes]) -> None:
-            """As Jasper would: a callback that is put off comes again."""
+            """As Jasper would: a callback that is put off comes again, if not for ever. On a busy machine each may be late."""
             for body in bodies:
                 taken = receiver.answers[200]
-                while receiver.answers[200] == taken:
+                for _ in range(3):
                     await receiver.post(body)
+                    if receiver.answers[200] > taken:
+                        break
 
         for name, bodies in COSTLY.items():
             receiver.slowest = 0
