@@ -6,7 +6,7 @@ CloudEvents specification 1.0.2 with its JSON format and its extensions `sequenc
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -133,8 +133,8 @@ def not_acceptable(*offered: str) -> NotAcceptableError:
     return NotAcceptableError(f"nothing that is accepted can be sent; accept one of {', '.join(offered)}")
 
 
-def _offering(*offered: str) -> Callable[[Request], str]:
-    def choose(request: Request) -> str:
+def _offering(*offered: str) -> Callable[[Request], Awaitable[str]]:
+    async def choose(request: Request) -> str:
         chosen = best_of(offered, ",".join(request.headers.getlist("accept")))
         if chosen is None:
             raise not_acceptable(*offered)

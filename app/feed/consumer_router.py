@@ -51,7 +51,7 @@ _BODY_ERRORS = (BodyTooLargeError, RequestTimeoutError)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def _consumer_name(
+async def _consumer_name(
     name: Annotated[
         str,
         Path(
