@@ -165,7 +165,7 @@ async def test_a_follower_shows_what_is_there_and_then_what_comes(
 async def test_a_follower_that_was_killed_goes_on_where_it_was(
     kitchen: Kitchen, catalogue: Catalogue, receiver: Receiver, name: str
 ) -> None:
-    """Once it has said so; what it was about to say comes again."""
+    """Once it has said so; what it was about to say comes again, unless it arrives after all: it was all printed before."""
     needs_what_it_uses(name)
     await catalogue.change(1001)
     async with kitchen.running(name) as program:
@@ -178,8 +178,12 @@ async def test_a_follower_that_was_killed_goes_on_where_it_was(
     came_to = await position(kitchen, receiver)
     await catalogue.change(1003)
     async with kitchen.running(name) as program:
-        for number in range(came_to + 1, 4):
-            assert await program.next() == f"{number} product.updated {1000 + number}"
+        first = await program.next()
+        number = int(first.split()[0])
+        assert came_to < number <= 3
+        assert first == f"{number} product.updated {1000 + number}"
+        for later in range(number + 1, 4):
+            assert await program.next() == f"{later} product.updated {1000 + later}"
 
 
 async def position(kitchen: Kitchen, receiver: Receiver) -> int:
