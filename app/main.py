@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import health, metrics, openapi, problems, scrape, tracing
 from app.dashboard import router as dashboard
-from app.db.engine import create_engine
+from app.db.engine import Lookups, create_engine
 from app.db.sealed import SealedView, keep_sealed
 from app.db.wakeup import Wakeup
 from app.deliveries import reprocess
@@ -104,6 +104,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
     """What the process holds, for the requests' state; `held` closes it."""
     engine = create_engine(dsn)
     held.push_async_callback(engine.dispose)
+    lookups = await held.enter_async_context(Lookups(dsn))
     await held.enter_async_context(tracing.exporting())
     held.callback(metrics.forget_process)
     sealer = Sealer(encryption_keys)
@@ -131,6 +132,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
         "settings": settings,
         "admin_key": settings.admin_api_key,
         "engine": engine,
+        "lookups": lookups,
         "sealer": sealer,
         "sealed_view": SealedView(engine, sealer),
         "wakeup": wakeup,
@@ -140,7 +142,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
         "registrar": registrar,
         "reconciler": await held.enter_async_context(Reconciler(settings, dsn=dsn, engine=engine, http=jasper)),
         "rejections": refused,
-        "vitals": scrape.Vitals(engine, writer, intake.room),
+        "vitals": scrape.Vitals(engine, lookups, writer, intake.room),
         "ledger_view": scrape.LedgerView(engine),
         "intake": intake,
         "reprocessor": Reprocessor(engine, writer, settings.payload_mapping),

@@ -28,7 +28,7 @@ from sqlalchemy.pool import QueuePool
 
 from app import metrics
 from app.clock import utc_now
-from app.db.engine import reading
+from app.db.engine import Lookups, reading
 from app.db.tables import (
     attendance,
     consumers,
@@ -189,8 +189,9 @@ _ATTENDANCE = select(attendance.c.entity_type, attendance.c.away_from.is_not(Non
 class Vitals:
     """Queues and pools of this process, looked at once a second and when somebody asks."""
 
-    def __init__(self, engine: AsyncEngine, writer: Writer, room: Room) -> None:
+    def __init__(self, engine: AsyncEngine, lookups: Lookups, writer: Writer, room: Room) -> None:
         self._pool = engine.pool
+        self._lookups = lookups
         self._writer = writer
         self._room = room
 
@@ -206,8 +207,8 @@ class Vitals:
         metrics.QUEUED.set(self._writer.queued)
         metrics.HELD_BYTES.set(self._room.held)
         if isinstance(self._pool, QueuePool):
-            _IN_USE.set(self._pool.checkedout())
-            _IDLE.set(self._pool.checkedin())
+            _IN_USE.set(self._pool.checkedout() + self._lookups.in_use)
+            _IDLE.set(self._pool.checkedin() + self._lookups.idle)
 
 
 _IN_USE, _IDLE = map(metrics.POOL.labels, ("in_use", "idle"))

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.embedded import embedded_postgres
-from app.db.engine import create_engine
+from app.db.engine import Lookups, create_engine
 from app.db.migrate import migrate
 from app.serving import Server, listen
 
@@ -83,6 +83,13 @@ async def engine(database: str) -> AsyncIterator[AsyncEngine]:
     engine = create_engine(database)
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture
+async def lookups(database: str) -> AsyncIterator[Lookups]:
+    """Connections for single statements on the test's own database."""
+    async with Lookups(database) as lookups:
+        yield lookups
 
 
 @pytest.fixture

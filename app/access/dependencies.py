@@ -1,6 +1,6 @@
 """Who calls, and whether they may: `ReadKey`, `WriteKey` and `AdminKey` for the signatures of routes.
 
-In a signature the key stands first, so that nothing else is looked at before it. The process must have put `engine` and
+In a signature the key stands first, so that nothing else is looked at before it. The process must have put `lookups` and
 `admin_key` (the value of `ADMIN_API_KEY`, or None) into the lifespan's state.
 """
 
@@ -48,7 +48,7 @@ async def authenticate_digest(request: Request, digest: bytes) -> Caller:
     """Whose key has this digest. Raises KeyMissingError where no key that is valid now has it, and counts that."""
     if _is_admin_key(request, digest):
         return _ADMIN
-    key = await find_key(request.state.engine, digest, now=utc_now())
+    key = await find_key(request.state.lookups, digest, now=utc_now())
     if key is None:
         _note(request, FailureReason.WRONG)
         raise KeyMissingError("this API key is not known")

@@ -14,11 +14,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, or_, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+import asyncpg
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db.engine import UNREACHABLE, driver_of, reading
+from app.db.engine import Lookups, reading
 from app.db.tables import api_keys
 from app.errors import ConflictError, DatabaseUnavailableError, InvalidParametersError, NotFoundError
 from app.ids import new_id
@@ -105,36 +106,36 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-async def find_key(engine: AsyncEngine, digest: bytes, *, now: datetime) -> ApiKey | None:
+async def find_key(lookups: Lookups, digest: bytes, *, now: datetime) -> ApiKey | None:
     """The key with this digest, also one that was revoked; None where there is none. Notes the use of a valid one.
 
     Looked for by its digest, so that how long the search takes says nothing about stored keys.
     """
-    async with reading(engine) as connection:
-        driver = await driver_of(connection)
-        row = await driver.fetchrow(_FIND, digest)
-    if row is None:
+    rows = await lookups.fetch(_FIND, digest)
+    if not rows:
         return None
-    found = _key(row)
+    found = _key(rows[0])
     if found.revoked_at is not None:
         return found
     if found.last_used_at is None or found.last_used_at <= now - _USE_NOTED_EVERY:
-        await _note_use(engine, found, now)
+        await _note_use(lookups, found, now)
     return found
 
 
-async def _note_use(engine: AsyncEngine, key: ApiKey, now: datetime) -> None:
+async def _note_use(lookups: Lookups, key: ApiKey, now: datetime) -> None:
     """At most once a minute. A nicety: it neither waits for another request that notes the same, nor fails the request."""
-    due = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= now - _USE_NOTED_EVERY)
-    free = select(api_keys.c.id).where(api_keys.c.id == key.id, due).with_for_update(skip_locked=True)
     try:
-        async with engine.begin() as connection:
-            await connection.execute(update(api_keys).where(api_keys.c.id.in_(free)).values(last_used_at=now))
-    except (SQLAlchemyError, DatabaseUnavailableError, *UNREACHABLE):
+        await lookups.fetch(_NOTE_USE, key.id, now, now - _USE_NOTED_EVERY)
+    except (DatabaseUnavailableError, asyncpg.PostgresError):
         _log.warning("use of a key not noted", extra={"key": key.name})
 
 
 _FIND = "SELECT id, name, scopes, created_at, last_used_at, revoked_at FROM api_keys WHERE digest = $1"
+_NOTE_USE = """
+    UPDATE api_keys SET last_used_at = $2 WHERE id IN (
+        SELECT id FROM api_keys WHERE id = $1 AND (last_used_at IS NULL OR last_used_at <= $3) FOR UPDATE SKIP LOCKED
+    )
+"""
 _COLUMNS = [api_keys.c[name] for name in ("id", "name", "scopes", "created_at", "last_used_at", "revoked_at")]
 
 

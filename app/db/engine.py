@@ -1,11 +1,12 @@
-"""Ways to Postgres: an engine for everything that reads or writes a little, single connections for the ledger.
+"""Ways to Postgres: an engine for all that reads or writes a little, lookups beside it, single connections for the ledger.
 
-Both are made by asyncpg from the same DSN, so that every option of a `postgresql://` address means the same to both.
+All are made by asyncpg from the same DSN, so that every option of a `postgresql://` address means the same to all.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
 
 import asyncpg
 from sqlalchemy import event
@@ -21,8 +22,11 @@ CONNECT_TIMEOUT = 5.0
 STATEMENT_TIMEOUT = 30.0
 """Seconds after which Postgres gives a statement up; none of ours comes near."""
 
-POOL_SIZE = 10
-"""Connections a process keeps for readers."""
+POOL_SIZE = 6
+"""Connections a process keeps for what takes more than a statement."""
+
+LOOKUPS = 4
+"""Connections a process keeps for single statements."""
 
 UNREACHABLE = (
     OSError,
@@ -83,6 +87,53 @@ def _check_open(connection: Any, _record: object, _proxy: object) -> None:
     """Have the pool open another connection where this one was closed; the driver knows, so nothing has to be asked."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+class Lookups:
+    """Connections for single statements that run so often that SQLAlchemy's pool and a transaction would cost most of them.
+
+    A statement by itself sees one snapshot. An async context manager; connections are opened when they are needed first.
+    """
+
+    def __init__(self, dsn: str, *, size: int = LOOKUPS) -> None:
+        async def open_connection(*_: object, **__: object) -> asyncpg.Connection:
+            connection = await connect(dsn, application_name="jasper-receiver")
+            # To plan a page anew each time takes as long as to read it.
+            await connection.execute("SET plan_cache_mode = force_generic_plan")
+            return connection
+
+        async def leave_as_it_is(_: object) -> None:
+            """A statement by itself leaves nothing behind that would have to be reset."""
+
+        self._pool = asyncpg.create_pool(
+            min_size=0, max_size=size, connect=open_connection, reset=leave_as_it_is, max_queries=1_000_000
+        )
+
+    async def __aenter__(self) -> Self:
+        """Open nothing yet: Postgres may be away."""
+        await self._pool
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections, in order where Postgres answers."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await self._pool.close()
+
+    async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        """The rows of one statement, with its `$1` and so on. Raises DatabaseUnavailableError."""
+        async with _reached(), self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+            return await connection.fetch(statement, *arguments)
+
+    @property
+    def in_use(self) -> int:
+        """How many connections run a statement now."""
+        return self._pool.get_size() - self.idle
+
+    @property
+    def idle(self) -> int:
+        """How many open connections wait for one."""
+        return self._pool.get_idle_size()
 
 
 @asynccontextmanager

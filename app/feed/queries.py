@@ -1,15 +1,15 @@
 """SQL for events: pages of the feed and single events, with positions that miss nothing.
 
-All functions take a connection from `app.db.engine.reading`: the page and the head it is compared with must come from one
-snapshot. Numbers become visible in their order (`app.ledger.append`), so the head of a snapshot is a position that no
-later event can come to stand before. Wide rows are fetched last, by number, and only as many as fit into a page.
+The page and the head it is compared with come from one snapshot: functions take a connection from `app.db.engine.reading`, or
+read all in one statement. Numbers become visible in their order (`app.ledger.append`), so the head of a snapshot is a position
+that no later event can come to stand before. Wide rows are fetched last, by number, and only as many as fit into a page.
 
 What retention has removed (`app.ledger.retention`) is told by one number, and that is read in the snapshot of the page as
 well: whoever stands before it is refused, and never given a page with a hole. Some rows up to it are kept for the entities;
 no reader of events sees them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
 import asyncpg
@@ -35,18 +35,16 @@ _LEAST_WALKED = 10_000
 _WALKED_PER_EVENT = 100
 """How many events are looked at in order before the indexes are asked: some milliseconds' worth."""
 
-_IN_ORDER = """
-    SELECT sequence, coalesce(octet_length(data), 0) + octet_length(changes) AS size
-    FROM events WHERE sequence > $1 AND (NOT stale OR $2) AND sequence <> ALL($3::bigint[]) ORDER BY sequence LIMIT $4
-"""
-
 HEAD = select(func.coalesce(func.max(events.c.sequence), 0)).scalar_subquery()
 """The position behind the newest event; 0 while there is none."""
 
 OLDEST_AFTER = select(retention.c.oldest_after).scalar_subquery()
 """The lowest position that is whole: the events up to it have been removed; 0 while none has."""
 
-_BOUNDS = "SELECT (SELECT max(sequence) FROM events) AS newest, (SELECT oldest_after FROM retention) AS oldest"
+_BOUNDS = """
+    SELECT coalesce((SELECT max(sequence) FROM events), 0) AS newest,
+           coalesce((SELECT oldest_after FROM retention), 0) AS oldest
+"""
 
 
 async def head(connection: AsyncConnection) -> int:
@@ -68,10 +66,15 @@ def removed(what: str, oldest: int) -> GoneError:
     )
 
 
-@traced(
+Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
+"""Runs a statement at the driver: `fetch` of a connection, or of `app.db.engine.Lookups`."""
+
+_as_span = traced(
     "feed page",
     attributes=lambda *_, after, limit, **__: {"jasper_receiver.after": after, "jasper_receiver.limit": limit},
 )
+
+
 async def page(
     connection: AsyncConnection,
     filters: Filters,
@@ -87,19 +90,57 @@ async def page(
     last event's where more follow, else the head of the snapshot, past all that the filters skipped.
     Raises GoneError where events behind `after` have been removed.
     """
+    if filters.are_dense:
+        fetch = (await driver_of(connection)).fetch
+        return await page_of_all(fetch, filters, after=after, limit=limit, without=without, most_bytes=most_bytes)
+    return await _page_of_some(connection, filters, after=after, limit=limit, without=without, most_bytes=most_bytes)
+
+
+@_as_span
+async def page_of_all(
+    fetch: Fetch,
+    filters: Filters,
+    *,
+    after: int | None,
+    limit: int,
+    without: Sequence[int] = (),
+    most_bytes: int = MOST_BYTES,
+) -> EventPageRecord:
+    """The same where the filters are dense, which is how most read the feed: one statement, and so one snapshot by itself."""
+    rows = await fetch(_PAGE_OF_ALL, after, filters.include_stale, without, limit, most_bytes)
+    first = rows[0]  # which tells the bounds, also where there is no event
+    begin, has_more = _whole_behind(after, first["oldest"]), first["has_more"]
+    found = [_record(row) for row in rows if row[0] is not None]
+    position = found[-1].sequence if has_more else max(begin, first["newest"])
+    return EventPageRecord(found, after=position, has_more=has_more)
+
+
+@_as_span
+async def _page_of_some(
+    connection: AsyncConnection,
+    filters: Filters,
+    *,
+    after: int | None,
+    limit: int,
+    without: Sequence[int],
+    most_bytes: int,
+) -> EventPageRecord:
     driver = await driver_of(connection)
     [bounds] = await driver.fetch(_BOUNDS)
-    newest, oldest = bounds["newest"] or 0, bounds["oldest"] or 0
-    if after is None:
-        after = oldest
-    elif after < oldest:
-        raise removed(f"position {after} is too old to go on from", oldest)
-    found = await _find(connection, filters, after=after, newest=newest, count=limit + 1, without=without)
+    newest, begin = bounds["newest"], _whole_behind(after, bounds["oldest"])
+    found = await _find(connection, filters, after=begin, newest=newest, count=limit + 1, without=without)
     count = fitting([size for _, size in found], limit, most_bytes)
     sequences = [sequence for sequence, _ in found[:count]]
     has_more = count < len(found)
-    position = sequences[-1] if has_more else max(after, newest)
+    position = sequences[-1] if has_more else max(begin, newest)
     return EventPageRecord(await _load(connection, sequences), after=position, has_more=has_more)
+
+
+def _whole_behind(after: int | None, oldest: int) -> int:
+    """The position to read from. Raises GoneError where events behind it have been removed."""
+    if after is not None and after < oldest:
+        raise removed(f"position {after} is too old to go on from", oldest)
+    return oldest if after is None else after
 
 
 async def one(connection: AsyncConnection, event_id: UUID) -> EventRecord | None:
@@ -124,11 +165,6 @@ async def _find(
     spread evenly. So the road itself is walked for a while, which is all for who reads dense events or is near the head;
     whatever is rarer than that is then looked up in the indexes of what was asked for.
     """
-    if filters.are_dense:
-        driver = await driver_of(connection)
-        rows = await driver.fetch(_IN_ORDER, after, filters.include_stale, without, count)
-        return [(row["sequence"], row["size"]) for row in rows]
-
     await connection.execute(_PLAN_FOR_VALUES)
     conditions = filters.conditions()
     if without:
@@ -194,15 +230,36 @@ async def _load(connection: AsyncConnection, sequences: list[int]) -> list[Event
 _FIND_ONE = """
     SELECT sequence FROM events WHERE id = $1 AND sequence > coalesce((SELECT oldest_after FROM retention), 0)
 """
-_LOAD = """
-    SELECT sequence, id, entity_type, action, entity_id, occurred_at, received_at, source, delivery_id, action_inferred,
-           stale, data, changed, changes
-    FROM events WHERE sequence = ANY($1::bigint[]) ORDER BY sequence
+_COLUMNS = """
+    e.sequence, e.id, e.entity_type, e.action, e.entity_id, e.occurred_at, e.received_at, e.source, e.delivery_id,
+    e.action_inferred, e.stale, e.data, e.changed, e.changes
 """
+_LOAD = f"SELECT {_COLUMNS} FROM events e WHERE e.sequence = ANY($1::bigint[]) ORDER BY e.sequence"  # noqa: S608 - made of constants
+# What is chosen is handed on as an array, for which Postgres plans look-ups in the index, however large the limit may be.
+_PAGE_OF_ALL = f"""
+    WITH bounds AS MATERIALIZED ({_BOUNDS}), found AS MATERIALIZED (
+        SELECT sequence, coalesce(octet_length(data), 0) + octet_length(changes) AS size
+        FROM events
+        WHERE sequence > coalesce($1::bigint, (SELECT oldest FROM bounds)) AND (NOT stale OR $2)
+              AND sequence <> ALL($3::bigint[])
+        ORDER BY sequence LIMIT $4::int + 1
+    ), chosen AS MATERIALIZED (
+        SELECT sequence
+        FROM (
+            SELECT sequence, row_number() OVER in_order AS count, sum(size) OVER in_order AS bytes
+            FROM found WINDOW in_order AS (ORDER BY sequence)
+        ) AS counted
+        WHERE count <= $4 AND (count = 1 OR bytes <= $5)
+    )
+    SELECT {_COLUMNS}, bounds.newest, bounds.oldest,
+           (SELECT count(*) FROM found) > (SELECT count(*) FROM chosen) AS has_more
+    FROM bounds LEFT JOIN events e ON e.sequence = ANY(ARRAY(SELECT sequence FROM chosen))
+    ORDER BY e.sequence
+"""  # noqa: S608 - made of constants
 
 
 def _record(row: asyncpg.Record) -> EventRecord:
-    """The event in a row of `_LOAD`."""
+    """The event in a row that begins with `_COLUMNS`."""
     data = row[11]
     return EventRecord(
         sequence=row[0],

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastapi import Request
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.engine import reading
 from app.db.wakeup import Wakeup
@@ -24,13 +23,16 @@ async def page_when_there(
     None begins with the oldest kept. Ends early, with what there is, when the caller hangs up or the process drains.
     Raises GoneError where events behind `after` have been removed.
     """
-    engine: AsyncEngine = request.state.engine
     page: EventPageRecord | None = None
 
     async def look() -> bool:
         nonlocal page
-        async with reading(engine) as connection:
-            page = await queries.page(connection, filters, after=page.after if page else after, limit=limit)
+        begin = page.after if page else after
+        if filters.are_dense:
+            page = await queries.page_of_all(request.state.lookups.fetch, filters, after=begin, limit=limit)
+        else:
+            async with reading(request.state.engine) as connection:
+                page = await queries.page(connection, filters, after=begin, limit=limit)
         return bool(page.events)
 
     await look_until_there(request, look, wait=wait)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access.failures import FailureReason
 from app.access.keys import Scope, create_key, digest_of, find_key, list_keys, revoke_key
 from app.clock import utc_now
-from app.db.engine import create_engine
+from app.db.engine import Lookups, create_engine
 from app.errors import ConflictError, InvalidParametersError, NotFoundError
 from app.metrics import registry
 from tests.builders import NOW
@@ -155,13 +155,13 @@ async def test_two_keys_are_never_the_same(engine: AsyncEngine) -> None:
     assert len(keys) == 5
 
 
-async def test_a_name_belongs_to_one_valid_key_at_a_time(engine: AsyncEngine) -> None:
+async def test_a_name_belongs_to_one_valid_key_at_a_time(engine: AsyncEngine, lookups: Lookups) -> None:
     await create_key(engine, "reader", [Scope.READ], now=NOW)
     with pytest.raises(ConflictError, match="reader"):
         await create_key(engine, "reader", [Scope.READ], now=NOW)
     await revoke_key(engine, "reader", now=NOW)
     _, second = await create_key(engine, "reader", [Scope.READ], now=NOW)
-    assert await find_key(engine, digest_of(second), now=NOW) is not None
+    assert await find_key(lookups, digest_of(second), now=NOW) is not None
     assert [key.revoked_at for key in await list_keys(engine)] == [NOW, None]
 
 
@@ -182,19 +182,19 @@ async def test_revoking_what_is_not_there_says_so(engine: AsyncEngine, name: str
         await revoke_key(engine, name, now=NOW)
 
 
-async def test_the_last_use_of_a_key_is_noted_once_a_minute(engine: AsyncEngine) -> None:
+async def test_the_last_use_of_a_key_is_noted_once_a_minute(engine: AsyncEngine, lookups: Lookups) -> None:
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
     for seconds, noted in [(0, 0), (59, 0), (60, 60), (61, 60)]:
-        assert await find_key(engine, digest_of(key), now=NOW + timedelta(seconds=seconds)) is not None
+        assert await find_key(lookups, digest_of(key), now=NOW + timedelta(seconds=seconds)) is not None
         [stored] = await list_keys(engine)
         assert stored.last_used_at == NOW + timedelta(seconds=noted)
 
 
-async def test_a_key_works_while_another_request_notes_its_use(engine: AsyncEngine) -> None:
+async def test_a_key_works_while_another_request_notes_its_use(engine: AsyncEngine, lookups: Lookups) -> None:
     """Neither is the request held up by the other's row lock, nor does it fail."""
     _, key = await create_key(engine, "reader", [Scope.READ], now=NOW)
     async with asyncio.timeout(10), engine.begin() as connection:
         await connection.execute(text("SELECT 1 FROM api_keys FOR UPDATE"))
-        assert await find_key(engine, digest_of(key), now=NOW) is not None
+        assert await find_key(lookups, digest_of(key), now=NOW) is not None
     [stored] = await list_keys(engine)
     assert stored.last_used_at is None

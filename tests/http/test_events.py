@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.types import Message
 
+from app.db.engine import Lookups
 from app.db.wakeup import Wakeup
 from app.domain.values import Action
 from app.feed.filters import Filters
@@ -296,12 +296,12 @@ async def test_wait_ends_at_once_when_the_process_stops(reader: Reader) -> None:
     assert all(answer.json()["events"] == [] for answer in answers)
 
 
-async def test_wait_ends_when_the_caller_hangs_up(database: str, engine: AsyncEngine) -> None:
+async def test_wait_ends_when_the_caller_hangs_up(database: str, lookups: Lookups) -> None:
     async def hung_up() -> Message:
         return {"type": "http.disconnect"}
 
     async with Wakeup(database) as wakeup, asyncio.timeout(10):
-        request = Request({"type": "http", "state": {"engine": engine, "wakeup": wakeup}}, hung_up)
+        request = Request({"type": "http", "state": {"lookups": lookups, "wakeup": wakeup}}, hung_up)
         page = await page_when_there(request, Filters(), after=0, limit=1, wait=60)
     assert page.events == []
 

@@ -156,7 +156,7 @@ from app.feed import queries
 from app.intake.router import receive_callback
 from app.ledger.writer import Writer
 assert not tracing.INSTALLED
-for function in (queries.page, receive_callback, Writer._commit):
+for function in (queries.page_of_all, receive_callback, Writer._commit):
     assert not hasattr(function, "__wrapped__"), function
 assert tracing.handed_on([("traceparent", "%s")]) == "%s"
 assert "google.protobuf" not in sys.modules

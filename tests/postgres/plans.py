@@ -39,7 +39,7 @@ async def _plans(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitabl
             driver.remove_query_logger(note_at_driver)
         plans = []
         for statement, parameters in statements:
-            if statement.lstrip().upper().startswith("SELECT"):
+            if statement.lstrip().upper().startswith(("SELECT", "WITH")):
                 # SQLAlchemy has its connections decode JSON.
                 plans += await driver.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", *parameters)
             else:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db.engine import driver_of, reading, writing
+from app.db.engine import Lookups, driver_of, reading, writing
 from app.errors import DatabaseUnavailableError
 
 TROUBLE = {
@@ -65,3 +65,31 @@ async def test_task_that_is_cancelled_at_a_statement_ends_cancelled_and_the_next
     assert task.cancelled()
     async with way(engine) as connection:
         assert await connection.scalar(text("SELECT 1")) == 1
+
+
+async def test_lookup_whose_connection_was_cut_asks_to_come_again_and_the_next_one_has_another(
+    lookups: Lookups,
+) -> None:
+    with pytest.raises(DatabaseUnavailableError):
+        await lookups.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
+    [row] = await lookups.fetch("SELECT $1::int AS found", 1)
+    assert row["found"] == 1
+
+
+async def test_lookup_that_is_cancelled_ends_cancelled_and_its_connection_is_free_again(database: str) -> None:
+    async with Lookups(database, size=1) as lookups, asyncio.timeout(20):
+        task = asyncio.create_task(lookups.fetch("SELECT pg_sleep(60)"))
+        while not lookups.in_use:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert len(await lookups.fetch("SELECT 1")) == 1
+        assert (lookups.in_use, lookups.idle) == (0, 1)
+
+
+async def test_lookups_begin_without_postgres_and_say_that_it_is_away() -> None:
+    async with Lookups("postgresql://nobody@127.0.0.1:1/nothing") as lookups:
+        with pytest.raises(DatabaseUnavailableError):
+            await lookups.fetch("SELECT 1")

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db.engine import reading
+from app.db.engine import driver_of, reading
 from app.db.tables import events
+from app.domain.values import Action
 from app.feed import queries
 from app.feed.filters import Filters
 from app.ids import new_id
@@ -99,8 +100,9 @@ async def test_a_reader_gets_every_wanted_event_once_and_in_order(
         assert await follow(engine, filters, after=after, limit=limit) == wanted, filters
 
 
-async def test_a_time_is_found_as_a_position_however_long_the_feed_is(engine: AsyncEngine) -> None:
-    """20,000 events: a page that begins or ends at a time costs what one that begins at a position costs."""
+@pytest.fixture
+async def long_feed(engine: AsyncEngine) -> AsyncEngine:
+    """20,000 events, one a second."""
     async with engine.begin() as connection:
         await connection.execute(
             text(
@@ -117,11 +119,29 @@ async def test_a_time_is_found_as_a_position_however_long_the_feed_is(engine: As
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text("VACUUM ANALYZE events"))
-    by_position = await pages_read(engine, partial(_page, Filters(), 10_000))
+    return engine
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_page_looks_at_its_own_events_only_whatever_plan_is_kept(long_feed: AsyncEngine, mode: str) -> None:
+    """A plan that is kept has to do for every position and limit, of which Postgres then knows nothing."""
+    async with reading(long_feed) as connection:
+        driver = await driver_of(connection)
+        await driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        await driver.execute(f"PREPARE page AS {queries._PAGE_OF_ALL}")
+        for after in (0, 10_000, 19_900):
+            asked = f"EXECUTE page({after}, false, '{{}}', 100, 16000000)"
+            [plan] = await driver.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}")
+            assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 600, (after, plan)
+
+
+async def test_a_time_is_found_as_a_position_however_long_the_feed_is(long_feed: AsyncEngine) -> None:
+    """A page that begins or ends at a time costs what one that begins at a position costs."""
+    by_position = await pages_read(long_feed, partial(_page, Filters(action=(Action.UPDATE,)), 10_000))
     for number in (0, 10_000, 19_990, 30_000):
         moment = NOW + timedelta(seconds=number)
         for filters in (Filters(since=moment), Filters(until=moment), Filters(since=moment, until=moment)):
-            assert await pages_read(engine, partial(_page, filters, 0)) < by_position + 10, filters
+            assert await pages_read(long_feed, partial(_page, filters, 0)) < by_position + 10, filters
 
 
 async def _page(filters: Filters, after: int, connection: AsyncConnection) -> object:

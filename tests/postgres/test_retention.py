@@ -35,6 +35,7 @@ from tests.builders import a_delivery, an_event, event_row
 START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 ALL = Filters(include_stale=True)
+SOME = Filters(action=(Action.CREATE, Action.UPDATE), include_stale=True)
 NOBODY: Headers = ()
 
 
@@ -423,7 +424,10 @@ async def test_several_at_once_remove_each_event_once(database: str, engine: Asy
 async def test_a_page_that_is_being_read_stays_whole_while_its_events_are_removed(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The removal comes at the worst moment: the reader knows its bounds and has not yet looked for the events."""
+    """The removal comes at the worst moment: the reader knows its bounds and has not yet looked for the events.
+
+    Without filters bounds and events are read in one statement, and there is no such moment.
+    """
     sequences = [(await an_event(engine, received_at=START))["sequence"] for _ in range(40)]
     find: Callable[..., Any] = queries._find
 
@@ -433,7 +437,7 @@ async def test_a_page_that_is_being_read_stays_whole_while_its_events_are_remove
 
     monkeypatch.setattr(queries, "_find", find_late)
     async with reading(engine) as connection:
-        page = await queries.page(connection, ALL, after=sequences[4], limit=20)
+        page = await queries.page(connection, SOME, after=sequences[4], limit=20)
     assert [event.sequence for event in page.events] == sequences[5:25]
     with pytest.raises(GoneError):
         await feed(engine, after=page.after)
