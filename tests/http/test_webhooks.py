@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app import problems
 from app.access import keys
 from app.clock import utc_now
+from app.db.engine import Lookups
 from app.domain.values import EntityType
 from app.intake.keyring import Keyring
 from app.registration.register import Registrar
@@ -36,7 +37,7 @@ class Service:
     keyring: Keyring
 
 
-async def serve(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Service]:
+async def serve(engine: AsyncEngine, lookups: Lookups, settings: Settings) -> AsyncIterator[Service]:
     jasper = FakeJasper()
     sealer = Sealer([Fernet.generate_key().decode()])
     registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper.http, patience=IMPATIENT)
@@ -47,7 +48,7 @@ async def serve(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Servic
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"] = {
-            "engine": engine,
+            "lookups": lookups,
             "admin_key": SecretStr(ADMIN),
             "registrar": registrar,
             "keyring": keyring,
@@ -63,15 +64,15 @@ async def serve(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Servic
 
 
 @pytest.fixture
-async def service(engine: AsyncEngine) -> AsyncIterator[Service]:
+async def service(engine: AsyncEngine, lookups: Lookups) -> AsyncIterator[Service]:
     settings = jasper_settings(jasper_webhook_headers={"X-Custom": SecretStr("a-header-value")})
-    async for service in serve(engine, settings):
+    async for service in serve(engine, lookups, settings):
         yield service
 
 
 @pytest.fixture
-async def service_without_jasper(engine: AsyncEngine) -> AsyncIterator[Service]:
-    async for service in serve(engine, Settings()):
+async def service_without_jasper(engine: AsyncEngine, lookups: Lookups) -> AsyncIterator[Service]:
+    async for service in serve(engine, lookups, Settings()):
         yield service
 
 
