@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Select, Text, all_, cast, func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.engine import driver_of
+from app.db.engine import Lookups, driver_of
 from app.db.tables import events, retention
 from app.domain.values import Action, EntityType
 from app.errors import GoneError
@@ -66,15 +66,13 @@ def removed(what: str, oldest: int) -> GoneError:
     )
 
 
-Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
-"""Runs a statement at the driver: `fetch` of a connection, or of `app.db.engine.Lookups`."""
-
 _as_span = traced(
     "feed page",
     attributes=lambda *_, after, limit, **__: {"jasper_receiver.after": after, "jasper_receiver.limit": limit},
 )
 
 
+@_as_span
 async def page(
     connection: AsyncConnection,
     filters: Filters,
@@ -90,42 +88,9 @@ async def page(
     last event's where more follow, else the head of the snapshot, past all that the filters skipped.
     Raises GoneError where events behind `after` have been removed.
     """
-    if filters.are_dense:
-        fetch = (await driver_of(connection)).fetch
-        return await page_of_all(fetch, filters, after=after, limit=limit, without=without, most_bytes=most_bytes)
-    return await _page_of_some(connection, filters, after=after, limit=limit, without=without, most_bytes=most_bytes)
-
-
-@_as_span
-async def page_of_all(
-    fetch: Fetch,
-    filters: Filters,
-    *,
-    after: int | None,
-    limit: int,
-    without: Sequence[int] = (),
-    most_bytes: int = MOST_BYTES,
-) -> EventPageRecord:
-    """The same where the filters are dense, which is how most read the feed: one statement, and so one snapshot by itself."""
-    rows = await fetch(_PAGE_OF_ALL, after, filters.include_stale, without, limit, most_bytes)
-    first = rows[0]  # which tells the bounds, also where there is no event
-    begin, has_more = _whole_behind(after, first["oldest"]), first["has_more"]
-    found = [_record(row) for row in rows if row[0] is not None]
-    position = found[-1].sequence if has_more else max(begin, first["newest"])
-    return EventPageRecord(found, after=position, has_more=has_more)
-
-
-@_as_span
-async def _page_of_some(
-    connection: AsyncConnection,
-    filters: Filters,
-    *,
-    after: int | None,
-    limit: int,
-    without: Sequence[int],
-    most_bytes: int,
-) -> EventPageRecord:
     driver = await driver_of(connection)
+    if filters.are_dense:
+        return await _in_one_statement(driver.fetch, filters, after, limit, without, most_bytes)
     [bounds] = await driver.fetch(_BOUNDS)
     newest, begin = bounds["newest"], _whole_behind(after, bounds["oldest"])
     found = await _find(connection, filters, after=begin, newest=newest, count=limit + 1, without=without)
@@ -134,6 +99,28 @@ async def _page_of_some(
     has_more = count < len(found)
     position = sequences[-1] if has_more else max(begin, newest)
     return EventPageRecord(await _load(connection, sequences), after=position, has_more=has_more)
+
+
+@_as_span
+async def page_of_all(lookups: Lookups, filters: Filters, *, after: int | None, limit: int) -> EventPageRecord:
+    """The same where the filters are dense, which is how most read the feed: one statement, and so one snapshot by itself."""
+    return await _in_one_statement(lookups.fetch, filters, after, limit)
+
+
+async def _in_one_statement(
+    fetch: Callable[..., Awaitable[list[asyncpg.Record]]],
+    filters: Filters,
+    after: int | None,
+    limit: int,
+    without: Sequence[int] = (),
+    most_bytes: int = MOST_BYTES,
+) -> EventPageRecord:
+    rows = await fetch(_PAGE_OF_ALL, after, filters.include_stale, without, limit, most_bytes)
+    first = rows[0]  # which tells the bounds, also where there is no event
+    begin, has_more = _whole_behind(after, first["oldest"]), first["has_more"]
+    found = [_record(row) for row in rows if row[0] is not None]
+    position = found[-1].sequence if has_more else max(begin, first["newest"])
+    return EventPageRecord(found, after=position, has_more=has_more)
 
 
 def _whole_behind(after: int | None, oldest: int) -> int:
@@ -162,8 +149,8 @@ async def _find(
     """Number and size (bytes) of the first `count` wanted events behind `after`, in order.
 
     Which way is short depends on how many events pass and where they lie, which Postgres cannot know: it takes them to be
-    spread evenly. So the road itself is walked for a while, which is all for who reads dense events or is near the head;
-    whatever is rarer than that is then looked up in the indexes of what was asked for.
+    spread evenly. So the road itself is walked for a while, which is all for who is near the head; whatever is rarer than
+    that is then looked up in the indexes of what was asked for.
     """
     await connection.execute(_PLAN_FOR_VALUES)
     conditions = filters.conditions()

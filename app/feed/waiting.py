@@ -29,7 +29,7 @@ async def page_when_there(
         nonlocal page
         begin = page.after if page else after
         if filters.are_dense:
-            page = await queries.page_of_all(request.state.lookups.fetch, filters, after=begin, limit=limit)
+            page = await queries.page_of_all(request.state.lookups, filters, after=begin, limit=limit)
         else:
             async with reading(request.state.engine) as connection:
                 page = await queries.page(connection, filters, after=begin, limit=limit)
