@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from json.decoder import scanstring  # type: ignore[attr-defined]  # C scanner of the standard library, not in the stubs
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -49,13 +49,16 @@ def document(body: bytes) -> JsonText:
 
 def members(text: JsonText) -> dict[str, JsonText]:
     """The members of one JSON object, each value as its text. Raises NotJsonError or DuplicateNameError."""
+    return {name: JsonText(bytes(value)) for name, value in members_in_place(text).items()}
+
+
+def members_in_place(text: JsonText) -> Mapping[str, msgspec.Raw | JsonText]:
+    """The same without a copy of each value, for who looks at few of them: `bytes()` of one is its text."""
     try:
         raw = _objects.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return _scan_object(_decoded(text))
-    if _is_whole(raw, text):
-        return cast("dict[str, JsonText]", dict(zip(raw, map(bytes, raw.values()), strict=True)))
-    return _scan_object(_decoded(text))
+    return raw if _is_whole(raw, text) else _scan_object(_decoded(text))
 
 
 def members_that_differ(one: JsonText, other: JsonText) -> dict[str, tuple[JsonText | None, JsonText | None]]:
@@ -64,18 +67,12 @@ def members_that_differ(one: JsonText, other: JsonText) -> dict[str, tuple[JsonT
 
     Members that are the same, which most are, are compared where they stand and not copied.
     """  # noqa: D205 - one sentence
-    ours: Mapping[str, msgspec.Raw | JsonText]
-    theirs: Mapping[str, msgspec.Raw | JsonText]
-    try:
-        ours, theirs = _objects.decode(one), _objects.decode(other)
-    except (msgspec.DecodeError, RecursionError):
-        ours, theirs = members(one), members(other)
-    else:
-        if not (_is_whole(ours, one) and _is_whole(theirs, other)):
-            ours, theirs = members(one), members(other)
+    ours, theirs = members_in_place(one), members_in_place(other)
     names = [name for name, value in ours.items() if theirs.get(name) != value]
     names += theirs.keys() - ours.keys()
-    return {name: (_text(ours.get(name)), _text(theirs.get(name))) for name in sorted(names)}
+    found = {name: (_text(ours.get(name)), _text(theirs.get(name))) for name in sorted(names)}
+    # What the scan has read is never equal to what msgspec points to, so the texts have the last word.
+    return {name: (before, after) for name, (before, after) in found.items() if before != after}
 
 
 def _text(value: msgspec.Raw | JsonText | None) -> JsonText | None:

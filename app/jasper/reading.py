@@ -12,13 +12,14 @@ be read with confidence is Unreadable, which quarantines the delivery whole; it 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from app.domain import jsontext
 from app.domain.jsontext import NotJsonError
@@ -38,6 +39,10 @@ _LONGEST_TIME = 64
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
 _EPOCH = re.compile(r"[0-9]{9,17}(\.[0-9]{1,9})?")
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}[T ][0-9]{2}.*", re.IGNORECASE)
+_WEAK_ACTION_NAMES = (wire.WEAK_ACTION_NAME,)
+_SIDE_ACTION_NAMES = (*wire.ACTION_NAMES, wire.WEAK_ACTION_NAME, "name")
+_SIDE_TIME_NAMES = (*wire.TIME_NAMES, *wire.ENVELOPE_TIME_NAMES)
+_STAMP_NAMES = (*wire.ENTITY_TIME_NAMES, *wire.VERSION_NAMES)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 """Many systems write these for "none", and the driver of Postgres takes them for infinity, which is no time to compare."""
 
@@ -61,7 +66,8 @@ class _Level(Struct, frozen=True, gc=False):
 
     pointer: str
     text: JsonText
-    members: dict[str, JsonText]
+    members: Mapping[str, Raw | JsonText]
+    known: "_Known"
 
     @property
     def name(self) -> str:
@@ -71,25 +77,48 @@ class _Level(Struct, frozen=True, gc=False):
     def at(self, name: str) -> str:
         return jsontext.append_to_pointer(self.pointer, name)
 
-    def scalars(self, names: Sequence[str]) -> Sequence[_Found]:
+    def value(self, name: str) -> JsonText:
+        """The text of a member that is there."""
+        return JsonText(bytes(self.members[name]))
+
+    def scalars(self, names: tuple[str, ...]) -> Sequence[_Found]:
         """The strings and numbers that are not empty among `names`, in their order."""
-        members = self.members
-        if members.keys().isdisjoint(names):  # as is usual
-            return ()
-        return [_Found(self.at(name), value) for name in names if name in members and (value := _scalar(members[name]))]
+        here = self.known[names]
+        return [_Found(self.at(name), value) for name in here if (value := _scalar(self.value(name)))] if here else ()
 
-    def ids(self, names: Sequence[str]) -> Sequence[_Found]:
+    def ids(self, names: tuple[str, ...]) -> Sequence[_Found]:
         """The strings and whole numbers among `names`: what can be an id."""
-        members = self.members
-        if members.keys().isdisjoint(names):
-            return ()
-        return [
-            _Found(self.at(name), value) for name in names if name in members and (value := _identifier(members[name]))
-        ]
+        here = self.known[names]
+        return (
+            [_Found(self.at(name), value) for name in here if (value := _identifier(self.value(name)))] if here else ()
+        )
 
-    def has_any(self, names: Iterable[str]) -> bool:
+    def has_any(self, names: tuple[str, ...]) -> bool:
         """Whether there is a member with one of the names."""
-        return not self.members.keys().isdisjoint(names)
+        return bool(self.known[names])
+
+
+class _Known(dict[tuple[str, ...], tuple[str, ...]]):
+    """Which of some of the usual names an object has, in their order, for each tuple of them that was asked for.
+
+    Objects of one sender have the same ones, and are asked for the same tuples: what was found for one is found for all.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __missing__(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Look for a tuple that was never asked for. Raises KeyError where it has a name that `wire` does not list."""
+        if not wire.NAMES.issuperset(names):
+            raise KeyError(names)
+        here = self[names] = tuple(name for name in names if name in self._names)
+        return here
+
+
+@lru_cache(maxsize=256)
+def _known(names: frozenset[str]) -> _Known:
+    return _Known(names)
 
 
 class _Payload(Struct, frozen=True, gc=False):
@@ -116,9 +145,9 @@ class _Payload(Struct, frozen=True, gc=False):
     def beside(self) -> Iterator[_Level]:
         """Objects next to the entity that tell about the event, such as `meta`."""
         for level in () if self.is_bare else self.around:
-            for name in wire.SIDE_OBJECTS if level.has_any(wire.SIDE_OBJECTS) else ():
-                if name in level.members and jsontext.kind(level.members[name]) == "object":
-                    yield _level(level.at(name), level.members[name])
+            for name in level.known[wire.SIDE_OBJECTS]:
+                if jsontext.kind(level.value(name)) == "object":
+                    yield _level(level.at(name), level.value(name))
 
     def mapped(self, part: str) -> Iterator[_Found]:
         """The scalars at the places that the operator's mapping names for a part."""
@@ -192,21 +221,21 @@ def _level(pointer: str, text: JsonText) -> _Level:
         pointer, text = f"{pointer}/0", elements[0]
     if jsontext.kind(text) != "object":
         raise _UnreadableError(f"{pointer or 'the body'} is a JSON {jsontext.kind(text)}, not an object")
-    return _Level(pointer, text, jsontext.members(text))
+    members = jsontext.members_in_place(text)
+    return _Level(pointer, text, members, _known(wire.NAMES.intersection(members)))
 
 
 def _wrapped(entity_type: EntityType, level: _Level) -> _Level | None:
     """The level inside, if this one is an envelope; None if it is the entity itself."""
-    if not level.has_any(wire.wrappers(entity_type)):
+    wrappers = level.known[wire.wrappers(entity_type)]
+    if not wrappers:
         return None
     states_action = _states_action(level)
     gives_id = level.ids(wire.reference_names(entity_type)) or (states_action and level.ids(("id",)))
     is_entity = not states_action and _own_id(entity_type, level) is not None
     inside: list[_Level] = []
-    for name in wire.wrappers(entity_type):
-        text = level.members.get(name)
-        if text is None:
-            continue
+    for name in wrappers:
+        text = level.value(name)
         if jsontext.kind(text) == "object" or (jsontext.kind(text) == "array" and not is_entity):
             inner = _level(level.at(name), text)
             if gives_id or _own_id(entity_type, inner) or _holds_entity(entity_type, inner):
@@ -255,13 +284,13 @@ def _is_part(entity_type: EntityType, inner: _Level, level: _Level) -> bool:
 def _contradict(entity_type: EntityType, one: _Level, other: _Level) -> bool:
     """Whether two objects tell different things under the same name."""
     shared = one.members.keys() & other.members.keys() - wire.says_nothing(entity_type)
-    return any(not jsontext.equal(one.members[name], other.members[name]) for name in shared)
+    return any(not jsontext.equal(one.value(name), other.value(name)) for name in shared)
 
 
 def _says_nothing(entity_type: EntityType, level: _Level) -> bool:
     """Whether an object only says which entity it is about and when, but nothing of the entity itself."""
     silent = wire.says_nothing(entity_type)
-    return all(name in silent or jsontext.equal(value, _BLANK) for name, value in level.members.items())
+    return all(name in silent or jsontext.equal(level.value(name), _BLANK) for name in level.members)
 
 
 _BLANK = jsontext.quote(BLANK)
@@ -270,15 +299,15 @@ _BLANK = jsontext.quote(BLANK)
 def _holds_entity(entity_type: EntityType, level: _Level) -> bool:
     """Whether an object without an id of its own wraps one that has one."""
     return any(
-        _own_id(entity_type, _level(level.at(name), level.members[name]))
-        for name in wire.wrappers(entity_type)
-        if name in level.members and jsontext.kind(level.members[name]) == "object"
+        _own_id(entity_type, _level(level.at(name), level.value(name)))
+        for name in level.known[wire.wrappers(entity_type)]
+        if jsontext.kind(level.value(name)) == "object"
     )
 
 
 def _states_action(level: _Level) -> bool:
     return level.has_any(wire.ACTION_NAMES) or any(
-        _is_telling(found.value) for found in level.scalars((wire.WEAK_ACTION_NAME,))
+        _is_telling(found.value) for found in level.scalars(_WEAK_ACTION_NAMES)
     )
 
 
@@ -398,11 +427,11 @@ def _words(payload: _Payload) -> Iterator[_Found]:
     """Every word at a usual place for the action."""
     for level in payload.around:
         yield from level.scalars(wire.ACTION_NAMES)
-        for weak in level.scalars((wire.WEAK_ACTION_NAME,)):
+        for weak in level.scalars(_WEAK_ACTION_NAMES):
             if _is_telling(weak.value) or (payload.envelopes and wire.action_of(weak.value)):
                 yield weak
     for level in payload.beside():
-        for found in level.scalars((*wire.ACTION_NAMES, wire.WEAK_ACTION_NAME, "name")):
+        for found in level.scalars(_SIDE_ACTION_NAMES):
             if wire.action_of(found.value):
                 yield found
     yield from _header_values(payload.headers, wire.ACTION_HEADERS)
@@ -445,13 +474,13 @@ def _times(payload: _Payload, action: Action | None) -> Iterator[_Found]:
     for level in payload.envelopes:
         yield from level.scalars(wire.TIME_NAMES)
     for level in payload.beside():
-        yield from level.scalars((*wire.TIME_NAMES, *wire.ENVELOPE_TIME_NAMES))
+        yield from level.scalars(_SIDE_TIME_NAMES)
     for level in payload.envelopes:
         yield from level.scalars(wire.ENVELOPE_TIME_NAMES)
     if not payload.envelopes:
         names = wire.CERTAIN_TIME_NAMES if payload.is_bare else wire.TIME_NAMES
         vague = () if _says_nothing(payload.entity_type, payload.entity) else wire.VAGUE_TIME_NAMES
-        yield from payload.entity.scalars([name for name in names if name not in vague])
+        yield from payload.entity.scalars(tuple(name for name in names if name not in vague))
     if action is Action.DELETE:
         yield from payload.entity.scalars(wire.DELETION_TIME_NAMES)
     yield from payload.entity.scalars(wire.ENTITY_TIME_NAMES)
@@ -502,4 +531,4 @@ def _delivery_keys(payload: _Payload) -> Iterator[_Found]:
 
 def _is_stamped(entity: _Level) -> bool:
     """Whether an entity carries what changes with every change of it: `updated_at` or a version."""
-    return any(entity.scalars((*wire.ENTITY_TIME_NAMES, *wire.VERSION_NAMES)))
+    return any(entity.scalars(_STAMP_NAMES))

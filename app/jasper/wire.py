@@ -176,6 +176,15 @@ def says_nothing(entity_type: EntityType) -> frozenset[str]:
     )
 
 
+NAMES = frozenset(
+    (
+        "name",
+        *VERSION_NAMES,
+        *(name for entity_type in EntityType for name in (*says_nothing(entity_type), *id_names(entity_type))),
+    )
+)
+"""All members whose name alone may mean something."""
+
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 

@@ -227,3 +227,15 @@ def test_hostile_bodies_are_split_or_refused_in_a_moment(body: bytes) -> None:
             jsontext.equal(inner, JsonText(b" ".join([inner[:1], inner[1:]])))
     except NotJsonError:
         return
+
+
+def test_members_that_differ_are_told_however_the_objects_are_spelled() -> None:
+    """One side is split by msgspec, the other, for its white space, by the scan."""
+    one, other = JsonText(b'{"a":1,"b":2,"c":3}'), JsonText(b'{ "a": 1, "b": 5, "d": 4 }')
+    assert jsontext.members_that_differ(one, other) == {"b": (b"2", b"5"), "c": (b"3", None), "d": (None, b"4")}
+
+
+def test_members_in_place_are_what_members_copies() -> None:
+    for text in (JsonText(b'{"a":1,"b":{"c":"x"}}'), JsonText(b'{ "a" : 1 }'), JsonText(b"{}")):
+        found = jsontext.members_in_place(text)
+        assert {name: bytes(value) for name, value in found.items()} == jsontext.members(text)

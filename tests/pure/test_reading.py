@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.domain import jsontext
 from app.domain.values import ENTITY_TYPE_OF, Action, EntityType, Headers, Reading, Unreadable
-from app.jasper import wire
+from app.jasper import reading, wire
 from app.jasper.reading import interpret, parse_time
 from app.jasper.redact import BLANK
 from tests.pure.strategies import (
@@ -498,3 +498,9 @@ def test_data_comes_back_to_the_last_digit_and_escape(inside: dict[str, Json]) -
 def test_hostile_bodies_are_read_or_refused_in_a_moment(body: bytes) -> None:
     reading = interpret(PRODUCT, (), body, {})
     assert isinstance(reading, Reading) or 0 < len(reading.reason) < 500
+
+
+def test_a_usual_name_that_is_not_listed_is_not_passed_over_in_silence() -> None:
+    """Only listed names are looked for in an object, so a tuple with another one would never be found."""
+    with pytest.raises(KeyError):
+        reading._Known(frozenset())[("a_name_that_nobody_listed",)]
