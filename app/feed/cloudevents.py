@@ -20,7 +20,7 @@ from app.db.engine import reading
 from app.db.tables import deliveries
 from app.domain.values import EntityType
 from app.errors import NotAcceptableError
-from app.feed.schemas import Event, EventPageRecord, EventRecord
+from app.feed.schemas import Event, EventPageRecord, EventRecord, WrittenEventPageRecord
 from app.paging import link_header, next_link
 
 JSON = "application/json"
@@ -113,10 +113,10 @@ async def _enveloped(request: Request, found: Sequence[EventRecord]) -> list[Clo
     return [enveloped(event, traces.get(event.delivery_id)) for event in found]
 
 
-async def page_response(request: Request, page: EventPageRecord, media_type: str) -> Response:
+async def page_response(request: Request, page: EventPageRecord | WrittenEventPageRecord, media_type: str) -> Response:
     """The answer with a page of events; a batch, being a mere array, has its position in `Feed-Position`."""
     headers = _VARY | (next_link(request, page.after) if page.has_more else {})
-    if media_type != BATCH:
+    if media_type != BATCH or isinstance(page, WrittenEventPageRecord):
         return Response(msgspec.json.encode(page), media_type=media_type, headers=headers)
     batch = msgspec.json.encode(await _enveloped(request, page.events))
     return Response(batch, media_type=media_type, headers=headers | {"Feed-Position": str(page.after)})

@@ -9,7 +9,8 @@ well: whoever stands before it is refused, and never given a page with a hole. S
 no reader of events sees them.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -22,9 +23,11 @@ from app.db.tables import events, retention
 from app.domain.values import Action, EntityType
 from app.errors import GoneError
 from app.feed.filters import Filters
-from app.feed.schemas import EventPageRecord, EventRecord
+from app.feed.schemas import EventPageRecord, EventRecord, WrittenEventPageRecord
 from app.paging import MOST_BYTES, fitting
 from app.tracing import traced
+
+T = TypeVar("T")
 
 _SIZE = (func.coalesce(func.octet_length(events.c.data), 0) + func.octet_length(events.c.changes)).label("size")
 # How many rows a page has to look at depends on its position and filters so much that a plan for all of them is wrong
@@ -90,7 +93,8 @@ async def page(
     """
     driver = await driver_of(connection)
     if filters.are_dense:
-        return await _in_one_statement(driver.fetch, filters, after, limit, without, most_bytes)
+        rows = await driver.fetch(_PAGE_OF_ALL, after, filters.include_stale, without, limit, most_bytes)
+        return EventPageRecord(*_in_one_statement(rows, after, _record))
     [bounds] = await driver.fetch(_BOUNDS)
     newest, begin = bounds["newest"], _whole_behind(after, bounds["oldest"])
     found = await _find(connection, filters, after=begin, newest=newest, count=limit + 1, without=without)
@@ -102,25 +106,24 @@ async def page(
 
 
 @_as_span
-async def page_of_all(lookups: Lookups, filters: Filters, *, after: int | None, limit: int) -> EventPageRecord:
-    """The same where the filters are dense, which is how most read the feed: one statement, and so one snapshot by itself."""
-    return await _in_one_statement(lookups.fetch, filters, after, limit)
+async def page_of_all(lookups: Lookups, filters: Filters, *, after: int | None, limit: int) -> WrittenEventPageRecord:
+    """The same where the filters are dense and the events are only handed on, which is how most read the feed.
+
+    Postgres writes each event as the JSON that it is sent as, so that nothing of it is taken apart here; and one statement is
+    one snapshot by itself.
+    """
+    rows = await lookups.fetch(_WRITTEN_PAGE_OF_ALL, after, filters.include_stale, (), limit, MOST_BYTES)
+    return WrittenEventPageRecord(*_in_one_statement(rows, after, lambda row: msgspec.Raw(row[1])))
 
 
-async def _in_one_statement(
-    fetch: Callable[..., Awaitable[list[asyncpg.Record]]],
-    filters: Filters,
-    after: int | None,
-    limit: int,
-    without: Sequence[int] = (),
-    most_bytes: int = MOST_BYTES,
-) -> EventPageRecord:
-    rows = await fetch(_PAGE_OF_ALL, after, filters.include_stale, without, limit, most_bytes)
+def _in_one_statement(
+    rows: Sequence[asyncpg.Record], after: int | None, read: Callable[[asyncpg.Record], T]
+) -> tuple[list[T], int, bool]:
+    """What a page consists of. Raises GoneError where events behind `after` have been removed."""
     first = rows[0]  # which tells the bounds, also where there is no event
     begin, has_more = _whole_behind(after, first["oldest"]), first["has_more"]
-    found = [_record(row) for row in rows if row[0] is not None]
-    position = found[-1].sequence if has_more else max(begin, first["newest"])
-    return EventPageRecord(found, after=position, has_more=has_more)
+    found = [read(row) for row in rows if row[0] is not None]
+    return found, rows[-1][0] if has_more else max(begin, first["newest"]), has_more
 
 
 def _whole_behind(after: int | None, oldest: int) -> int:
@@ -222,8 +225,34 @@ _COLUMNS = """
     e.action_inferred, e.stale, e.data, e.changed, e.changes
 """
 _LOAD = f"SELECT {_COLUMNS} FROM events e WHERE e.sequence = ANY($1::bigint[]) ORDER BY e.sequence"  # noqa: S608 - made of constants
-# What is chosen is handed on as an array, for which Postgres plans look-ups in the index, however large the limit may be.
-_PAGE_OF_ALL = f"""
+# To the letter what msgspec makes of an `EventRecord`.
+_WRITTEN_TIME = """
+    coalesce(
+        '"' || replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z') || '"',
+        'null'
+    )
+"""
+_WRITTEN = f"""
+    e.sequence,
+    convert_to(
+        concat(
+            '{{"sequence":', e.sequence, ',"id":"', e.id,
+            '","type":"', e.entity_type, '.', e.action, 'd","entity_type":"', e.entity_type, '","action":"', e.action,
+            '","entity_id":', to_json(e.entity_id),
+            ',"occurred_at":', {_WRITTEN_TIME.format("e.occurred_at")},
+            ',"received_at":', {_WRITTEN_TIME.format("e.received_at")},
+            ',"source":"', e.source, '","delivery_id":', coalesce('"' || e.delivery_id || '"', 'null'),
+            ',"action_inferred":', to_json(e.action_inferred), ',"stale":', to_json(e.stale),
+            ',"data":', coalesce(e.data, 'null'), ',"changed":', to_json(e.changed), ',"changes":', e.changes, '}}'
+        ),
+        'UTF8'
+    )
+"""
+
+
+def _page_of_all(columns: str) -> str:
+    # What is chosen is handed on as an array, for which Postgres plans look-ups in the index, however large the limit may be.
+    return f"""
     WITH bounds AS MATERIALIZED ({_BOUNDS}), found AS MATERIALIZED (
         SELECT sequence, coalesce(octet_length(data), 0) + octet_length(changes) AS size
         FROM events
@@ -238,11 +267,14 @@ _PAGE_OF_ALL = f"""
         ) AS counted
         WHERE count <= $4 AND (count = 1 OR bytes <= $5)
     )
-    SELECT {_COLUMNS}, bounds.newest, bounds.oldest,
+    SELECT {columns}, bounds.newest, bounds.oldest,
            (SELECT count(*) FROM found) > (SELECT count(*) FROM chosen) AS has_more
     FROM bounds LEFT JOIN events e ON e.sequence = ANY(ARRAY(SELECT sequence FROM chosen))
     ORDER BY e.sequence
 """  # noqa: S608 - made of constants
+
+
+_PAGE_OF_ALL, _WRITTEN_PAGE_OF_ALL = _page_of_all(_COLUMNS), _page_of_all(_WRITTEN)
 
 
 def _record(row: asyncpg.Record) -> EventRecord:

@@ -97,7 +97,9 @@ async def list_events(
     Where events behind `after` have been removed because they are older than is kept, the answer is 410 with
     `oldest_after`, the lowest position behind which the feed is whole.
     """
-    page = await page_when_there(request, query, after=query.after, limit=query.limit, wait=query.wait)
+    page = await page_when_there(
+        request, query, after=query.after, limit=query.limit, wait=query.wait, written=media_type == JSON
+    )
     return await page_response(request, page, media_type)
 
 

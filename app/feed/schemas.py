@@ -42,6 +42,14 @@ class EventPageRecord(msgspec.Struct, frozen=True):
     has_more: bool
 
 
+class WrittenEventPageRecord(msgspec.Struct, frozen=True):
+    """The same with each event as the JSON that Postgres has written."""
+
+    events: list[msgspec.Raw]
+    after: int
+    has_more: bool
+
+
 class Change(BaseModel):
     """One difference to the entity's state before; `from` is missing in an `add`, `to` in a `remove`."""
 

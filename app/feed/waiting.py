@@ -9,26 +9,27 @@ from app.db.engine import reading
 from app.db.wakeup import Wakeup
 from app.feed import queries
 from app.feed.filters import Filters
-from app.feed.schemas import EventPageRecord
+from app.feed.schemas import EventPageRecord, WrittenEventPageRecord
 
 _POLL = 2.0
 """Seconds after which a waiter looks again, even unasked: a notification is a hint that may have been lost."""
 
 
 async def page_when_there(
-    request: Request, filters: Filters, *, after: int | None, limit: int, wait: float
-) -> EventPageRecord:
+    request: Request, filters: Filters, *, after: int | None, limit: int, wait: float, written: bool
+) -> EventPageRecord | WrittenEventPageRecord:
     """The page behind `after`; where it is empty, the first one that is not, or the empty one after `wait` seconds.
 
     None begins with the oldest kept. Ends early, with what there is, when the caller hangs up or the process drains.
-    Raises GoneError where events behind `after` have been removed.
+    `written` says that the events are only handed on, so that they may come as JSON. Raises GoneError where events behind
+    `after` have been removed.
     """
-    page: EventPageRecord | None = None
+    page: EventPageRecord | WrittenEventPageRecord | None = None
 
     async def look() -> bool:
         nonlocal page
         begin = page.after if page else after
-        if filters.are_dense:
+        if filters.are_dense and written:
             page = await queries.page_of_all(request.state.lookups, filters, after=begin, limit=limit)
         else:
             async with reading(request.state.engine) as connection:

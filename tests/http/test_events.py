@@ -302,7 +302,7 @@ async def test_wait_ends_when_the_caller_hangs_up(database: str, lookups: Lookup
 
     async with Wakeup(database) as wakeup, asyncio.timeout(10):
         request = Request({"type": "http", "state": {"lookups": lookups, "wakeup": wakeup}}, hung_up)
-        page = await page_when_there(request, Filters(), after=0, limit=1, wait=60)
+        page = await page_when_there(request, Filters(), after=0, limit=1, wait=60, written=True)
     assert page.events == []
 
 

@@ -1,17 +1,18 @@
 """Pages of the feed against a real Postgres: every way to find events finds the same ones."""
 
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db.engine import driver_of, reading
+from app.db.engine import Lookups, driver_of, reading
 from app.db.tables import events
-from app.domain.values import Action
+from app.domain.values import Action, EntityType, Source
 from app.feed import queries
 from app.feed.filters import Filters
 from app.ids import new_id
@@ -122,13 +123,16 @@ async def long_feed(engine: AsyncEngine) -> AsyncEngine:
     return engine
 
 
+@pytest.mark.parametrize("statement", [queries._PAGE_OF_ALL, queries._WRITTEN_PAGE_OF_ALL], ids=["records", "written"])
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_a_page_looks_at_its_own_events_only_whatever_plan_is_kept(long_feed: AsyncEngine, mode: str) -> None:
+async def test_a_page_looks_at_its_own_events_only_whatever_plan_is_kept(
+    long_feed: AsyncEngine, mode: str, statement: str
+) -> None:
     """A plan that is kept has to do for every position and limit, of which Postgres then knows nothing."""
     async with reading(long_feed) as connection:
         driver = await driver_of(connection)
         await driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
-        await driver.execute(f"PREPARE page AS {queries._PAGE_OF_ALL}")
+        await driver.execute(f"PREPARE page AS {statement}")
         for after in (0, 10_000, 19_900):
             asked = f"EXECUTE page({after}, false, '{{}}', 100, 16000000)"
             [plan] = await driver.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}")
@@ -146,3 +150,58 @@ async def test_a_time_is_found_as_a_position_however_long_the_feed_is(long_feed:
 
 async def _page(filters: Filters, after: int, connection: AsyncConnection) -> object:
     return await queries.page(connection, filters, after=after, limit=100)
+
+
+_ODD_TEXTS = (
+    "1001",
+    'a"b',
+    "back\\slash",
+    "/",
+    "\x01\x1f\x7f\b\f\n\r\t",
+    "größer",
+    "\u2028",
+    "\U0001f511",
+    "'; --",
+    "{}",
+    ",",
+)
+_TIMES = (
+    None,
+    NOW,
+    NOW.replace(microsecond=250_000),
+    NOW.replace(microsecond=7),
+    datetime(1, 1, 2, 3, 4, 5, tzinfo=UTC),
+    datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC),
+)
+_DATA = (None, "null", '{"id":1,"name":"größer","n":1.10}', '{ "a" : "\\u0000\\ud800" }', "[1e400]", '"\\\\"')
+
+
+async def test_postgres_writes_an_event_to_the_letter_as_it_is_written_here(
+    engine: AsyncEngine, lookups: Lookups
+) -> None:
+    chance = random.Random(11)
+    rows = [
+        {
+            **row,
+            "entity_type": chance.choice([str(one) for one in EntityType]),
+            "entity_id": chance.choice(_ODD_TEXTS),
+            "action": chance.choice([str(one) for one in Action]),
+            "action_inferred": chance.random() < 0.5,
+            "source": chance.choice([str(one) for one in Source]),
+            "occurred_at": chance.choice(_TIMES),
+            "received_at": chance.choice(_TIMES[1:]),
+            "delivery_id": chance.choice([None, new_id()]),
+            "data": chance.choice(_DATA),
+            "changed": chance.sample(_ODD_TEXTS, chance.randrange(4)),
+            "changes": chance.choice(["[]", '[{"op":"replace","path":"/price","from":52.0,"to":49.0}]']),
+        }
+        for row in some_events(chance)
+    ]
+    async with engine.begin() as connection:
+        await connection.execute(insert(events), rows)
+    for filters in (Filters(), Filters(include_stale=True)):
+        for after, limit in ((None, 1000), (0, 7), (100, 30), (COUNT * 4, 10)):
+            async with reading(engine) as connection:
+                page = await queries.page(connection, filters, after=after, limit=limit)
+            written = await queries.page_of_all(lookups, filters, after=after, limit=limit)
+            assert msgspec.json.encode(written) == msgspec.json.encode(page)
