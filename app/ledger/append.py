@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from operator import itemgetter
+from typing import get_args
 from uuid import UUID
 
 import asyncpg
 import msgspec
 from msgspec import Struct
+from msgspec.structs import fields
 
 from app.db.locks import Lock
 from app.db.wakeup import FEED_CHANNEL
@@ -37,30 +38,121 @@ from app.domain.values import (
 )
 from app.ids import new_id
 
-_DELIVERY_COLUMNS = (
-    *("id", "entity_type", "status", "received_at", "client", "proof", "headers", "body", "data_offset", "size"),
-    *("reading", "reason", "event_sequence", "duplicate_of", "traceparent"),
-)
-_EVENT_COLUMNS = (
-    *("sequence", "id", "entity_type", "entity_id", "action", "action_inferred", "stale", "source", "occurred_at"),
-    *("received_at", "delivery_id", "changed", "changes", "data"),
-    *("entity_version", "entity_sequence", "entity_data_sequence", "entity_source_updated_at"),
-)
+BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock({Lock.FEED.key})"
+"""Begins a transaction for `append`: whatever it looks at later, it sees all that was committed before the lock was had."""
 
-# The numbers are drawn where the lock is held: a subquery that calls a volatile function is computed first, as it stands.
-_LOCK_AND_DRAW = """
-    SELECT setval('event_sequence', nextval('event_sequence') + $2::int - 1) AS last, clock_timestamp() AS now
-    FROM (SELECT pg_advisory_xact_lock($1)) AS held
-"""
-_FIND_LATEST = "SELECT max(received_at) FROM events"
-_FIND_ORIGINALS = """
-    SELECT k.key, k.sequence, e.id AS event_id, e.delivery_id
+
+class _DeliveryRow(Struct, frozen=True, gc=False):
+    """A row of `deliveries`, but for its body."""
+
+    id: UUID
+    entity_type: str
+    status: str
+    received_at: datetime
+    client: str
+    proof: str
+    headers: str
+    data_offset: int | None
+    size: int
+    reading: str
+    reason: str | None
+    event_sequence: int | None
+    duplicate_of: UUID | None
+    traceparent: str | None
+
+
+class _EventRow(Struct, frozen=True, gc=False):
+    """A row of `events`, but for its changes and its data."""
+
+    sequence: int
+    id: UUID
+    entity_type: str
+    entity_id: str
+    action: str
+    action_inferred: bool
+    stale: bool
+    source: str
+    occurred_at: datetime | None
+    received_at: datetime
+    delivery_id: UUID | None
+    changed: tuple[str, ...]
+    entity_version: int
+    entity_sequence: int
+    entity_data_sequence: int | None
+    entity_source_updated_at: datetime | None
+
+
+class _EntityRow(Struct, frozen=True, gc=False):
+    """A row of `entities`."""
+
+    entity_type: str
+    entity_id: str
+    version: int
+    sequence: int
+    data_sequence: int | None
+    created_at: datetime
+    updated_at: datetime
+    heard_at: datetime
+    source_updated_at: datetime | None
+    newest_at: datetime | None
+    deleted_at: datetime | None
+
+
+class _Proof(Struct, frozen=True, gc=False):
+    """Where the newest callback of an entity type was proven."""
+
+    entity_type: str
+    proof: str
+    received_at: datetime
+
+
+_KINDS = {
+    tuple[str, ...]: "text[]",  # before the kind of what is in it
+    UUID: "uuid",
+    str: "text",
+    int: "bigint",
+    bool: "boolean",
+    datetime: "timestamptz",
+}
+
+
+def _given(row: type[Struct], parameter: int, **arrays: tuple[int, str]) -> tuple[str, str]:
+    """The names of columns, and SQL for their rows: those of `row` come as JSON in one parameter, as the driver takes ten
+    times as long for an array each; what is wide, or may hold what JSON in Postgres cannot, in an array of its own.
+    """  # noqa: D205 - one sentence
+    described = ", ".join(
+        f"{column.name} {next(kind for given, kind in _KINDS.items() if given in (column.type, *get_args(column.type)))}"
+        for column in fields(row)
+    )
+    beside = "".join(f", unnest(${number}::{kind}[])" for number, kind in arrays.values())
+    names = ", ".join((*row.__struct_fields__, *arrays))
+    return names, f"ROWS FROM (json_to_recordset(${parameter}::json) AS ({described}){beside}) AS given({names})"
+
+
+def _insertion(table: str, row: type[Struct], parameter: int, **arrays: tuple[int, str]) -> str:
+    names, rows = _given(row, parameter, **arrays)
+    return f"INSERT INTO {table} ({names}) SELECT {names} FROM {rows}"  # noqa: S608 - made of constants
+
+
+# All that a batch has to know in one statement, and all that it writes in another, as each costs a round trip, which a lone
+# callback waits for. The numbers are drawn while the lock is held.
+_LOOK = """
+    SELECT 'drawn' AS what, setval('event_sequence', nextval('event_sequence') + $1::int - 1) AS sequence,
+           NULL::uuid AS event_id, NULL::uuid AS delivery_id, NULL::bytea AS key, NULL AS entity_type, NULL AS entity_id,
+           NULL::bigint AS version, NULL::bigint AS data_sequence, NULL AS data, NULL::timestamptz AS data_at,
+           clock_timestamp() AS created_at, (SELECT max(received_at) FROM events) AS updated_at,
+           NULL::timestamptz AS heard_at, NULL::timestamptz AS source_updated_at, NULL::timestamptz AS newest_at,
+           NULL::timestamptz AS deleted_at
+    UNION ALL
+    SELECT 'original', k.sequence, e.id, e.delivery_id, k.key,
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
     FROM idempotency_keys k LEFT JOIN events e ON e.sequence = k.sequence
-    WHERE k.key = ANY($1::bytea[])
-"""
-_FIND_ENTITIES = """
-    SELECT n.*, d.data, d.occurred_at AS data_at, e.id AS event_id, e.delivery_id
-    FROM unnest($1::text[], $2::text[]) AS wanted(entity_type, entity_id)
+    WHERE k.key = ANY($2::bytea[])
+    UNION ALL
+    SELECT 'entity', n.sequence, e.id, e.delivery_id, NULL, n.entity_type, n.entity_id,
+           n.version, n.data_sequence, d.data, d.occurred_at, n.created_at, n.updated_at,
+           n.heard_at, n.source_updated_at, n.newest_at, n.deleted_at
+    FROM unnest($3::text[], $4::text[]) AS wanted(entity_type, entity_id)
     JOIN entities n ON n.entity_type = wanted.entity_type AND n.entity_id = wanted.entity_id
     LEFT JOIN events e ON e.sequence = n.sequence
     LEFT JOIN events d ON d.sequence = n.data_sequence
@@ -71,47 +163,38 @@ _FIND_KEPT = """
     FROM deliveries d LEFT JOIN events e ON e.sequence = d.event_sequence
     WHERE d.id = ANY($1::uuid[])
 """
-# All that is small in one statement, as each costs a round trip: keys, proofs, entities, and the word for the readers.
-_STORE_STATE = """
-    WITH kept AS (
-        INSERT INTO idempotency_keys (key, sequence) SELECT * FROM unnest($1::bytea[], $2::bigint[])
+_STORE = f"""
+    WITH delivered AS (
+        {_insertion("deliveries", _DeliveryRow, 1, body=(2, "bytea"))}
+    ), entered AS (
+        {_insertion("events", _EventRow, 3, changes=(4, "text"), data=(5, "text"))}
+    ), kept AS (
+        INSERT INTO idempotency_keys (key, sequence) SELECT * FROM unnest($6::bytea[], $7::bigint[])
     ), noted AS (
-        UPDATE registrations r SET proof = seen.proof, last_callback_at = seen.received_at
-        FROM unnest($3::text[], $4::text[], $5::timestamptz[]) AS seen(entity_type, proof, received_at)
-        WHERE r.entity_type = seen.entity_type
+        UPDATE registrations r SET proof = given.proof, last_callback_at = given.received_at
+        FROM {_given(_Proof, 8)[1]}
+        WHERE r.entity_type = given.entity_type
             -- What was told long ago and is read now says nothing of where the proof is today.
-            AND (r.last_callback_at IS NULL OR r.last_callback_at <= seen.received_at)
+            AND (r.last_callback_at IS NULL OR r.last_callback_at <= given.received_at)
             -- Under load the row is written once a second, not with every batch.
-            AND (r.proof IS DISTINCT FROM seen.proof OR r.last_callback_at < seen.received_at - interval '1 second')
+            AND (r.proof IS DISTINCT FROM given.proof OR r.last_callback_at < given.received_at - interval '1 second')
     ), moved AS (
-        INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at,
-                              source_updated_at, newest_at, deleted_at)
-        SELECT * FROM unnest(
-            $6::text[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::timestamptz[], $12::timestamptz[],
-            $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[]
-        )
+        {_insertion("entities", _EntityRow, 9)}
         ON CONFLICT (entity_type, entity_id) DO UPDATE SET
             version = excluded.version, sequence = excluded.sequence, data_sequence = excluded.data_sequence,
             updated_at = excluded.updated_at, heard_at = excluded.heard_at,
             source_updated_at = excluded.source_updated_at, newest_at = excluded.newest_at,
             deleted_at = excluded.deleted_at
     )
-    SELECT pg_notify($17, $18) WHERE $18 IS NOT NULL
-"""
-_STORE_REREAD = """
+    SELECT pg_notify($10, $11) WHERE $11 IS NOT NULL
+"""  # noqa: S608 - made of constants
+_STORE_REREAD = f"""
     UPDATE deliveries d SET
-        status = reread.status, body = reread.body, data_offset = reread.data_offset, reading = reread.reading,
-        reason = reread.reason, event_sequence = reread.event_sequence, duplicate_of = reread.duplicate_of
-    FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::int[], $5::text[], $6::text[], $7::bigint[], $8::uuid[])
-        AS reread(id, status, body, data_offset, reading, reason, event_sequence, duplicate_of)
-    WHERE d.id = reread.id
-"""
-_reread_columns = itemgetter(
-    *map(
-        _DELIVERY_COLUMNS.index,
-        ("id", "status", "body", "data_offset", "reading", "reason", "event_sequence", "duplicate_of"),
-    )
-)
+        status = given.status, body = given.body, data_offset = given.data_offset, reading = given.reading,
+        reason = given.reason, event_sequence = given.event_sequence, duplicate_of = given.duplicate_of
+    FROM {_given(_DeliveryRow, 1, body=(2, "bytea"))[1]}
+    WHERE d.id = given.id
+"""  # noqa: S608 - made of constants
 
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
@@ -153,29 +236,28 @@ class _Batch:
     entities whose state moved.
     """
 
-    originals: dict[bytes, _Original]
-    entities: dict[_Identity, Entity]
-    newest: dict[_Identity, _Original]
     kept: dict[UUID, _Kept]
     numbers: Iterator[int]
     now: datetime
     latest: datetime
+    originals: dict[bytes, _Original] = field(default_factory=dict)
+    entities: dict[_Identity, Entity] = field(default_factory=dict)
+    newest: dict[_Identity, _Original] = field(default_factory=dict)
     changed: set[_Identity] = field(default_factory=set)
-    deliveries: list[tuple[object, ...]] = field(default_factory=list)
-    reread: dict[UUID, tuple[object, ...]] = field(default_factory=dict)
-    events: list[tuple[object, ...]] = field(default_factory=list)
+    deliveries: list[tuple[_DeliveryRow, bytes]] = field(default_factory=list)
+    reread: dict[UUID, tuple[_DeliveryRow, bytes]] = field(default_factory=dict)
+    events: list[tuple[_EventRow, str, str | None]] = field(default_factory=list)
     new_keys: dict[bytes, int] = field(default_factory=dict)
     last_sequence: int | None = None
 
 
 async def append(connection: asyncpg.Connection, entries: Sequence[Entry]) -> list[Receipt]:
-    """Write a batch within the caller's open transaction; one receipt for each entry, true once that has committed.
+    """Write a batch within a transaction that `BEGIN` began; one receipt for each entry, true once that has committed.
 
     Raises asyncpg's errors as they are; then nothing of the batch may be committed.
     """
     keys = [_keys(entry) for entry in entries]
-    [drawn] = await connection.fetch(_LOCK_AND_DRAW, Lock.FEED.key, len(entries))
-    batch = await _look(connection, entries, keys, drawn)
+    batch = await _look(connection, entries, keys)
     receipts = [_enter(batch, entry, own) for entry, own in zip(entries, keys, strict=True)]
     await _store(connection, batch, entries)
     return receipts
@@ -187,29 +269,34 @@ def _keys(entry: Entry) -> tuple[bytes, ...]:
     return idempotency_keys(entry.entity_type, entry.reading, entry.delivery.body if entry.delivery else None)
 
 
-async def _look(
-    connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]], drawn: asyncpg.Record
-) -> _Batch:
-    """Everything the batch has to know, in one query a table however large the batch is."""
+async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]]) -> _Batch:
+    """Everything the batch has to know, however large it is."""
     readable = [(entry.entity_type, entry.reading.entity_id) for entry in entries if isinstance(entry.reading, Reading)]
     wanted = list(dict.fromkeys(readable))
-    originals = await connection.fetch(_FIND_ORIGINALS, [key for own in keys for key in own]) if any(keys) else []
-    known = await connection.fetch(_FIND_ENTITIES, *_columns(wanted, 2)) if wanted else []
+    rows = await connection.fetch(
+        _LOOK,
+        len(entries),
+        [key for own in keys for key in own],
+        [entity_type for entity_type, _ in wanted],
+        [entity_id for _, entity_id in wanted],
+    )
     ids = [entry.delivery_id for entry in entries if entry.delivery_id is not None]
     kept = await connection.fetch(_FIND_KEPT, ids) if ids else []
-    identities = [(EntityType(row["entity_type"]), row["entity_id"]) for row in known]
-    return _Batch(
-        originals={row["key"]: _Original(row["sequence"], row["event_id"], row["delivery_id"]) for row in originals},
-        entities={identity: _entity(row) for identity, row in zip(identities, known, strict=True)},
-        newest={
-            identity: _Original(row["sequence"], row["event_id"], row["delivery_id"])
-            for identity, row in zip(identities, known, strict=True)
-        },
+    [drawn] = [row for row in rows if row["what"] == "drawn"]
+    batch = _Batch(
         kept={row["id"]: _kept(row) for row in kept},
-        numbers=iter(range(drawn["last"] - len(entries) + 1, drawn["last"] + 1)),
-        now=drawn["now"],
-        latest=await connection.fetchval(_FIND_LATEST) or _EARLIEST,
+        numbers=iter(range(drawn["sequence"] - len(entries) + 1, drawn["sequence"] + 1)),
+        now=drawn["created_at"],
+        latest=drawn["updated_at"] or _EARLIEST,
     )
+    for row in rows:
+        found = _Original(row["sequence"], row["event_id"], row["delivery_id"])
+        if row["what"] == "original":
+            batch.originals[row["key"]] = found
+        elif row["what"] == "entity":
+            identity = (EntityType(row["entity_type"]), row["entity_id"])
+            batch.entities[identity], batch.newest[identity] = _entity(row), found
+    return batch
 
 
 def _entity(row: asyncpg.Record) -> Entity:
@@ -276,7 +363,9 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
         batch.newest[identity] = created
     _remember(batch, keys, created)
     batch.last_sequence, batch.latest = created.sequence, folded.event.received_at
-    batch.events.append(_event_row(folded.event, folded.entity, event_id, created.delivery_id))
+    row = _event_row(folded.event, folded.entity, event_id, created.delivery_id)
+    data = None if folded.event.data is None else folded.event.data.decode()
+    batch.events.append((row, folded.event.changes.decode(), data))
     _keep(batch, entry, delivery_id, DeliveryStatus.ACCEPTED, original=created)
     return Receipt(DeliveryStatus.ACCEPTED, delivery_id, event_id)
 
@@ -310,27 +399,26 @@ def _keep(
     if delivery is None:
         return
     body, offset = _without_data(delivery, entry.reading, status)
-    row = (  # in the order of _DELIVERY_COLUMNS
-        delivery_id,
-        delivery.entity_type,
-        status,
-        delivery.received_at,
-        delivery.client,
-        delivery.proof,
-        msgspec.json.encode(delivery.headers).decode(),
-        body,
-        offset,
-        len(delivery.body),
-        _as_json((("proof", delivery.proof), *entry.reading.places.items())),
-        reason,
-        original.sequence if original else None,
-        original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
-        delivery.traceparent,
+    row = _DeliveryRow(
+        id=delivery_id,
+        entity_type=delivery.entity_type,
+        status=status,
+        received_at=delivery.received_at,
+        client=delivery.client,
+        proof=delivery.proof,
+        headers=msgspec.json.encode(delivery.headers).decode(),
+        data_offset=offset,
+        size=len(delivery.body),
+        reading=_as_json((("proof", delivery.proof), *entry.reading.places.items())),
+        reason=reason,
+        event_sequence=original.sequence if original else None,
+        duplicate_of=original.delivery_id if original and status is DeliveryStatus.DUPLICATE else None,
+        traceparent=delivery.traceparent,
     )
     if delivery_id in batch.kept:
-        batch.reread[delivery_id] = _reread_columns(row)
+        batch.reread[delivery_id] = row, body
     else:
-        batch.deliveries.append(row)
+        batch.deliveries.append((row, body))
     if entry.delivery_id is not None:
         says = _said(entry.entity_type, entry.reading) if isinstance(entry.reading, Reading) else None
         batch.kept[delivery_id] = _Kept(status, original.event_id if original else None, says)
@@ -359,67 +447,71 @@ def _without_data(
 _BEGINNING = 64
 
 
-def _event_row(event: Event, after: Entity, event_id: UUID, delivery_id: UUID | None) -> tuple[object, ...]:
-    return (
-        event.sequence,
-        event_id,
-        event.entity_type,
-        event.entity_id,
-        event.action,
-        event.action_inferred,
-        event.stale,
-        event.source,
-        event.occurred_at,
-        event.received_at,
-        delivery_id,
-        list(event.changed),
-        event.changes.decode(),
-        None if event.data is None else event.data.decode(),
-        after.version,
-        after.sequence,
-        after.data_sequence,
-        after.source_updated_at,
+def _event_row(event: Event, after: Entity, event_id: UUID, delivery_id: UUID | None) -> _EventRow:
+    return _EventRow(
+        sequence=event.sequence,
+        id=event_id,
+        entity_type=event.entity_type,
+        entity_id=event.entity_id,
+        action=event.action,
+        action_inferred=event.action_inferred,
+        stale=event.stale,
+        source=event.source,
+        occurred_at=event.occurred_at,
+        received_at=event.received_at,
+        delivery_id=delivery_id,
+        changed=event.changed,
+        entity_version=after.version,
+        entity_sequence=after.sequence,
+        entity_data_sequence=after.data_sequence,
+        entity_source_updated_at=after.source_updated_at,
     )
 
 
 async def _store(connection: asyncpg.Connection, batch: _Batch, entries: Sequence[Entry]) -> None:
-    """Write the batch, one statement a table."""
-    if batch.deliveries:
-        await connection.copy_records_to_table("deliveries", records=batch.deliveries, columns=_DELIVERY_COLUMNS)
+    """Write the batch, and wake the readers when it commits."""
     if batch.reread:
-        await connection.execute(_STORE_REREAD, *_columns(list(batch.reread.values()), 8))
-    if batch.events:
-        await connection.copy_records_to_table("events", records=batch.events, columns=_EVENT_COLUMNS)
+        reread, bodies = zip(*batch.reread.values(), strict=True)
+        await connection.execute(_STORE_REREAD, _as_rows(reread), bodies)
     # In one order for all writers, so that rows are found near each other.
-    changed = [(*identity, *_entity_row(batch.entities[identity])) for identity in sorted(batch.changed)]
-    seen: dict[EntityType, Delivery] = {}
+    changed = [_entity_row(identity, batch.entities[identity]) for identity in sorted(batch.changed)]
+    newest: dict[EntityType, Delivery] = {}
     for delivery in filter(None, (entry.delivery for entry in entries)):
-        if delivery.entity_type not in seen or seen[delivery.entity_type].received_at <= delivery.received_at:
-            seen[delivery.entity_type] = delivery
-    proofs = [(delivery.entity_type, delivery.proof, delivery.received_at) for delivery in seen.values()]
+        if delivery.entity_type not in newest or newest[delivery.entity_type].received_at <= delivery.received_at:
+            newest[delivery.entity_type] = delivery
+    proofs = [_Proof(one.entity_type, one.proof, one.received_at) for one in newest.values()]
     await connection.execute(
-        _STORE_STATE,
-        *(list(batch.new_keys), list(batch.new_keys.values())),
-        *_columns(proofs, 3),
-        *_columns(changed, 11),
-        *(FEED_CHANNEL, None if batch.last_sequence is None else str(batch.last_sequence)),
+        _STORE,
+        _as_rows([row for row, _ in batch.deliveries]),
+        [body for _, body in batch.deliveries],
+        _as_rows([row for row, _, _ in batch.events]),
+        [changes for _, changes, _ in batch.events],
+        [data for _, _, data in batch.events],
+        list(batch.new_keys),
+        list(batch.new_keys.values()),
+        _as_rows(proofs),
+        _as_rows(changed),
+        FEED_CHANNEL,
+        None if batch.last_sequence is None else str(batch.last_sequence),
     )
 
 
-def _entity_row(entity: Entity) -> tuple[object, ...]:
-    return (
-        entity.version,
-        entity.sequence,
-        entity.data_sequence,
-        entity.created_at,
-        entity.updated_at,
-        entity.heard_at,
-        entity.source_updated_at,
-        entity.newest_at,
-        entity.deleted_at,
+def _as_rows(rows: Sequence[Struct]) -> str:
+    return msgspec.json.encode(rows).decode()
+
+
+def _entity_row(identity: _Identity, entity: Entity) -> _EntityRow:
+    entity_type, entity_id = identity
+    return _EntityRow(
+        entity_type=entity_type,
+        entity_id=entity_id,
+        version=entity.version,
+        sequence=entity.sequence,
+        data_sequence=entity.data_sequence,
+        created_at=entity.created_at,
+        updated_at=entity.updated_at,
+        heard_at=entity.heard_at,
+        source_updated_at=entity.source_updated_at,
+        newest_at=entity.newest_at,
+        deleted_at=entity.deleted_at,
     )
-
-
-def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
-    """Rows turned into columns, as `unnest` takes them."""
-    return [[row[number] for row in rows] for number in range(width)]

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from app.db.engine import UNREACHABLE, connect
 from app.domain.values import Entry, Receipt, Unreadable
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError, UnavailableError
-from app.ledger.append import append
+from app.ledger.append import BEGIN, append
 from app.metrics import BATCH_ENTRIES, COMMIT_FAILURES, COMMIT_SECONDS
 from app.tracing import traced
 
@@ -214,37 +214,36 @@ class Writer:
         if not entries:
             return []
         try:
-            transaction, receipts = await self._prepare(entries)
+            connection, receipts = await self._prepare(entries)
         except _BrokenError:
             await self._drop_connection()
             try:
-                transaction, receipts = await self._prepare(entries)
+                connection, receipts = await self._prepare(entries)
             except _BrokenError as exc:
                 await self._drop_connection()
                 raise DatabaseUnavailableError("Postgres went away before the commit") from exc
         try:
-            await _translated(transaction.commit)
+            await _translated(lambda: connection.execute("COMMIT"))
         except _BrokenError as exc:
             await self._drop_connection()
             raise DatabaseUnavailableError("Postgres went away in the commit") from exc
         return receipts
 
-    async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.transaction.Transaction, list[Receipt]]:
+    async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.Connection, list[Receipt]]:
         """Everything up to the commit. Raises _BrokenError where the connection broke."""
         if self._connection is None or self._connection.is_closed():
             self._connection = await _translated(
                 lambda: open_ledger_connection(self._dsn, patience=self._limits.patience)
             )
         connection = self._connection
-        transaction = connection.transaction()
-        await _translated(transaction.start)
         try:
-            return transaction, await _translated(lambda: append(connection, entries))
+            await _translated(lambda: connection.execute(BEGIN))
+            return connection, await _translated(lambda: append(connection, entries))
         except Exception as exc:
             if connection.is_closed():  # whatever it looks like, the row is not at fault
                 raise _BrokenError from exc
             with suppress(Exception):
-                await transaction.rollback()
+                await connection.execute("ROLLBACK")
             raise
 
     async def _drop_connection(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from hashlib import md5
 from random import Random
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from msgspec.structs import replace
 
 from app.db.engine import connect
+from app.db.locks import Lock
 from app.domain.values import Delivery, DeliveryStatus, EntityType, Entry, Reading, Receipt
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError
 from app.jasper.reading import interpret
+from app.ledger.append import _LOOK
 from app.ledger.writer import Writer, WriterLimits
 
 NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
@@ -121,6 +124,21 @@ async def test_an_update_tells_what_changed(writer: Writer, connection: asyncpg.
     assert events[0] == {"changed": [], "changes": "[]"}
     assert events[1]["changed"] == ["price", "updated_at"]
     assert {"op": "replace", "path": "/price", "from": 52.0, "to": 49.0} in json.loads(events[1]["changes"])
+
+
+async def test_names_that_changed_are_kept_as_they_are_however_odd(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    """Whatever they travel in, some characters mean something there."""
+    odd = ("", " ", '"', "\\", '\\"', "a,b", "{}", "}", "NULL", "null", "\n\t", "größer", "\U0001f511", "'; --", "$1")
+    moment = (NOW + timedelta(minutes=1)).isoformat()
+    odd_product = {
+        "event": "product.updated",
+        "data": {"id": 1, "name": "x", **dict.fromkeys(odd, 1), "updated_at": moment},
+    }
+    await commit_all(writer, a_product(name="x"), a_callback(odd_product))
+    changed = await connection.fetchval("SELECT changed FROM events ORDER BY sequence DESC LIMIT 1")
+    assert sorted(changed) == sorted([*odd, "updated_at"])
 
 
 async def test_callbacks_of_one_batch_are_folded_one_after_the_other(
@@ -399,6 +417,21 @@ async def test_nothing_is_answered_while_the_commit_cannot_be_had(
     assert await connection.fetchval("SELECT count(*) FROM events") == 1
 
 
+async def test_who_waited_for_the_lock_in_vain_is_told_and_the_next_one_is_served(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """Another replica holds the feed's lock, so a transaction has begun that never came to its first look."""
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    async with Writer(database) as writer:
+        await connection.execute("SELECT pg_advisory_lock($1)", Lock.FEED.key)
+        with pytest.raises(DatabaseUnavailableError):
+            await writer.commit(a_product(1))
+        await connection.execute("SELECT pg_advisory_unlock($1)", Lock.FEED.key)
+        await writer.commit(a_product(2))  # on the connection that was there
+    assert await connection.fetchval("SELECT count(*) FROM events WHERE entity_id = '2'") == 1
+
+
 async def test_a_full_queue_refuses_and_what_was_queued_is_committed(
     database: str, connection: asyncpg.Connection
 ) -> None:
@@ -455,3 +488,34 @@ async def test_readers_are_woken_once_a_commit(writer: Writer, connection: async
     await writer.commit(a_product(1))
     position = await asyncio.wait_for(heard.get(), 5)
     assert int(position) == await connection.fetchval("SELECT max(sequence) FROM events")
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_batch_looks_at_its_own_entities_only_whatever_plan_is_kept(
+    connection: asyncpg.Connection, mode: str
+) -> None:
+    await connection.execute(
+        """
+        INSERT INTO events (sequence, id, entity_type, entity_id, action, action_inferred, stale, source, received_at, changed,
+            changes, data, entity_version, entity_sequence)
+        SELECT n, gen_random_uuid(), 'product', n::text, 'update', false, false, 'webhook', now(), '{}', '[]',
+            repeat('x', 500), 1, n
+        FROM generate_series(1, 20000) n;
+        INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at)
+        SELECT 'product', n::text, 1, n, n, now(), now(), now() FROM generate_series(1, 20000) n;
+        INSERT INTO idempotency_keys (key, sequence)
+        SELECT decode(md5(n::text), 'hex'), n FROM generate_series(1, 20000) n
+        """
+    )
+    for table in ("events", "entities", "idempotency_keys"):
+        await connection.execute(f"VACUUM ANALYZE {table}")
+    await connection.execute(f"SET plan_cache_mode = {mode}")
+    await connection.execute(f"PREPARE look AS {_LOOK}")
+    for first in (1, 10_000, 19_990):
+        numbers = range(first, first + 10)
+        keys = ",".join(f"\\\\x{md5(str(number).encode(), usedforsecurity=False).hexdigest()}" for number in numbers)
+        ids, types = ",".join(map(str, numbers)), ",".join(["product"] * 10)
+        asked = f"EXECUTE look(10, '{{{keys}}}', '{{{types}}}', '{{{ids}}}')"
+        [plan] = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}"))
+        assert plan["Plan"]["Actual Rows"] == 21
+        assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 200, (first, plan)
