@@ -468,9 +468,13 @@ async def test_a_caller_that_vanishes_does_not_take_its_batch_along(
     assert await connection.fetchval("SELECT count(*) FROM events") >= 9
 
 
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 async def test_writers_of_several_replicas_make_one_order_and_no_duplicates(
-    database: str, connection: asyncpg.Connection
+    database: str, connection: asyncpg.Connection, isolation: str
 ) -> None:
+    """Whatever isolation an administrator made the default: each looks at what the other has committed before."""
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
     async with Writer(database) as one, Writer(database) as other:
         entries = [a_product(number % 7, minute=number, price=number) for number in range(60)]
         receipts = await asyncio.gather(*(writer.commit(entry) for entry in entries for writer in (one, other)))
