@@ -57,8 +57,6 @@ async def connect(
                 "application_name": application_name,
                 "statement_timeout": f"{int(statement_timeout * 1000)}",
                 "idle_in_transaction_session_timeout": "60s",
-                # Whatever an administrator made the default: who waited for a lock has to see what was committed meanwhile.
-                "default_transaction_isolation": "read committed",
                 "timezone": "UTC",
             },
         )

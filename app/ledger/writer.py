@@ -267,6 +267,8 @@ async def open_ledger_connection(dsn: str, *, patience: float) -> asyncpg.Connec
     Raises DatabaseUnavailableError.
     """
     connection = await connect(dsn, application_name="jasper-receiver ledger", statement_timeout=patience)
+    # Whatever an administrator made the default: who waited for the feed's lock has to see what was committed meanwhile.
+    await connection.execute("SET default_transaction_isolation = 'read committed'")
     if await connection.fetchval("SHOW synchronous_commit") == "off":
         await connection.execute("SET synchronous_commit = on")
     return connection
