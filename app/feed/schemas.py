@@ -1,7 +1,8 @@
 """What readers of the feed get, twice: records that are written as they are, and models that describe them.
 
 The records are encoded by msgspec with `data` and `changes` as the JSON text that was stored, so that numbers, escapes and
-white space come back untouched. The models appear in the OpenAPI document only. A test holds the two to the same fields.
+white space come back untouched; where events are only handed on, Postgres writes the same. The models appear in the OpenAPI
+document only. Tests hold all of them to the same fields.
 """
 
 from datetime import datetime

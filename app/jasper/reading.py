@@ -84,14 +84,16 @@ class _Level(Struct, frozen=True, gc=False):
     def scalars(self, names: tuple[str, ...]) -> Sequence[_Found]:
         """The strings and numbers that are not empty among `names`, in their order."""
         here = self.known[names]
-        return [_Found(self.at(name), value) for name in here if (value := _scalar(self.value(name)))] if here else ()
+        if not here:  # as is usual
+            return ()
+        return [_Found(self.at(name), value) for name in here if (value := _scalar(self.value(name)))]
 
     def ids(self, names: tuple[str, ...]) -> Sequence[_Found]:
         """The strings and whole numbers among `names`: what can be an id."""
         here = self.known[names]
-        return (
-            [_Found(self.at(name), value) for name in here if (value := _identifier(self.value(name)))] if here else ()
-        )
+        if not here:  # as is usual
+            return ()
+        return [_Found(self.at(name), value) for name in here if (value := _identifier(self.value(name)))]
 
     def has_any(self, names: tuple[str, ...]) -> bool:
         """Whether there is a member with one of the names."""

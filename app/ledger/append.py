@@ -38,8 +38,9 @@ from app.domain.values import (
 )
 from app.ids import new_id
 
-BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock({Lock.FEED.key})"
-"""Begins a transaction for `append`: whatever it looks at later, it sees all that was committed before the lock was had."""
+LOCK = f"SELECT pg_advisory_xact_lock({Lock.FEED.key})"
+"""Has the feed's lock until the transaction ends. A statement of its own: what is looked at later sees all that was committed
+before the lock was had."""
 
 
 class _DeliveryRow(Struct, frozen=True, gc=False):
@@ -252,9 +253,10 @@ class _Batch:
 
 
 async def append(connection: asyncpg.Connection, entries: Sequence[Entry]) -> list[Receipt]:
-    """Write a batch within a transaction that `BEGIN` began; one receipt for each entry, true once that has committed.
+    """Write a batch within the caller's open transaction; one receipt for each entry, true once that has committed.
 
-    Raises asyncpg's errors as they are; then nothing of the batch may be committed.
+    The transaction holds the feed's lock (`LOCK`) since before anything was looked at. Raises asyncpg's errors as they are;
+    then nothing of the batch may be committed.
     """
     keys = [_keys(entry) for entry in entries]
     batch = await _look(connection, entries, keys)

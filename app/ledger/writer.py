@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from app.db.engine import UNREACHABLE, connect
 from app.domain.values import Entry, Receipt, Unreadable
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError, UnavailableError
-from app.ledger.append import BEGIN, append
+from app.ledger.append import LOCK, append
 from app.metrics import BATCH_ENTRIES, COMMIT_FAILURES, COMMIT_SECONDS
 from app.tracing import traced
 
@@ -237,7 +237,7 @@ class Writer:
             )
         connection = self._connection
         try:
-            await _translated(lambda: connection.execute(BEGIN))
+            await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"))
             return connection, await _translated(lambda: append(connection, entries))
         except Exception as exc:
             if connection.is_closed():  # whatever it looks like, the row is not at fault

@@ -18,14 +18,13 @@ from app.domain.duplicates import idempotency_keys
 from app.domain.values import Action, EntityType, Entry, JsonText, Reading, Receipt, Source
 from app.errors import DatabaseUnavailableError
 from app.jasper.entities import ShownEntity
-from app.ledger.append import append
+from app.ledger.append import LOCK, append
 from app.ledger.writer import open_ledger_connection
 from app.reconciliation.compare import KnownEntity, as_callbacks_would_tell, difference, not_before
 
 _STATEMENT_PATIENCE = 30.0
 """Seconds for one statement, the wait for the feed's lock included."""
 
-_LOCK = "SELECT pg_advisory_xact_lock($1)"
 # Every number that was drawn by now belongs to an event that came before whatever is asked next.
 _NEWEST_EVENT = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_sequence"
 _KNOWN = """
@@ -91,7 +90,7 @@ async def write_shown(
 
     `known_until` is the newest event before Jasper was asked: what changed here after it is left alone.
     """
-    await connection.execute(_LOCK, Lock.FEED.key)
+    await connection.execute(LOCK)
     known = await known_entities(connection, entity_type, [one.entity_id for one in shown])
     found = [(one, difference(known.get(one.entity_id), one, known_until=known_until)) for one in shown]
     told = [(one, reading) for one, reading in found if reading is not None]
@@ -114,7 +113,7 @@ async def write_gone(
     Each is given as its id, the time at which Jasper said so, and the newest event before Jasper was asked.
     """
     wanted = {entity_id: (gone_at, known_until) for entity_id, gone_at, known_until in gone}
-    await connection.execute(_LOCK, Lock.FEED.key)
+    await connection.execute(LOCK)
     known = await known_entities(connection, entity_type, list(wanted))
     readings = [
         Reading(entity_id=entity_id, action=Action.DELETE, occurred_at=not_before(gone_at, known[entity_id].newest_at))
