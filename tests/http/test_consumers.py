@@ -610,11 +610,11 @@ class Pods:
         self.done: list[int] = []
         self.begun: list[int] = []
         self.working: set[int] = set()
+        self.taken = 0
         self.refused = 0
 
-    async def run(self, number: int, last: int) -> None:
-        """Take pages until `last` is done. Each third page of some pods is begun and never finished: they crash."""
-        taken = 0
+    async def run(self, last: int) -> None:
+        """Take pages until `last` is done. Each third page is begun and never finished: whoever has it crashes."""
         while not self.done or self.done[-1] != last:
             response = await self.reader.http.get("/v1/consumers/search/events?limit=4&lease=60")
             if response.status_code == 409:
@@ -625,14 +625,15 @@ class Pods:
             mine = response.json()
             if not mine["lease_id"]:
                 continue
-            taken += 1
+            self.taken += 1
+            crashes = self.taken % 3 == 0
             events = numbers(mine)
             assert not self.working, "two readers work on one page"
             self.working.update(events)
             self.begun += events
             await asyncio.sleep(0.001)
             self.working.clear()
-            if taken % 3 == number:
+            if crashes:
                 await let_leases_run_out(self.reader.engine)
                 continue
             self.done += events
@@ -644,7 +645,7 @@ async def test_many_readers_share_one_consumer_and_each_event_is_handled_by_one_
     await created(reader)
     pods = Pods(reader)
     async with asyncio.timeout(60):
-        await asyncio.gather(*(pods.run(number, rows[-1]["sequence"]) for number in range(8)))
+        await asyncio.gather(*(pods.run(rows[-1]["sequence"]) for _ in range(8)))
     assert pods.done == [row["sequence"] for row in rows], "none is missed, none done twice, all in order"
     assert len(pods.begun) > len(pods.done), "some readers crashed over their page"
     assert pods.refused > 0
