@@ -7,6 +7,7 @@ that Postgres refuses is written alone, as a quarantined delivery if need be, an
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -33,6 +34,10 @@ _T = TypeVar("_T")
 _ABOUT_THE_ROW = {"22", "23", "54"}
 """SQLSTATE classes that mean that the row is at fault, not the moment: data, integrity, program limit
 (PostgreSQL manual, appendix A)."""
+
+
+_TURNS = 16
+"""Turns of the event loop in which the callers of a batch are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +186,7 @@ class Writer:
         else:
             COMMIT_SECONDS.observe(perf_counter() - started)
             BATCH_ENTRIES.observe(len(batch))
-            for waiting, receipt in zip(batch, receipts, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result(receipt)
+            _answer(deque(zip(batch, receipts, strict=True)), at_once=math.ceil(len(batch) / _TURNS))
 
     async def _write_alone(self, batch: list[_Waiting], cause: Exception) -> None:
         """Find the row at fault: write each alone, and the one that still fails as a quarantined delivery."""
@@ -286,6 +289,21 @@ async def _translated(work: Callable[[], Awaitable[_T]]) -> _T:
         if (exc.sqlstate or "")[:2] in _ABOUT_THE_ROW:
             raise
         raise DatabaseUnavailableError(f"Postgres cannot write now ({_describe(exc)})") from exc
+
+
+def _answer(committed: deque[tuple[_Waiting, Receipt]], at_once: int) -> None:
+    """Answer `at_once` of the callers, and the others in the next turns of the loop.
+
+    Answered all at once, they would all come back at once: then they are read while Postgres has nothing to do, and the
+    process has nothing to do while Postgres writes them. Answered bit by bit, they are read while the next batch is written
+    (`docs/performance.md`).
+    """
+    for _ in range(min(at_once, len(committed))):
+        waiting, receipt = committed.popleft()
+        if not waiting.answer.done():
+            waiting.answer.set_result(receipt)
+    if committed:
+        asyncio.get_running_loop().call_soon(_answer, committed, at_once)
 
 
 def _fail(waiting: _Waiting, error: UnavailableError) -> None:

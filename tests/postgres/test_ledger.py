@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
@@ -480,6 +481,24 @@ async def test_writers_of_several_replicas_make_one_order_and_no_duplicates(
         receipts = await asyncio.gather(*(writer.commit(entry) for entry in entries for writer in (one, other)))
     assert sorted(receipt.status for receipt in receipts) == ["accepted"] * 60 + ["duplicate"] * 60
     assert await connection.fetchval("SELECT count(*) FROM events") == 60
+
+
+async def test_the_callers_of_one_batch_come_back_a_few_at_a_time(writer: Writer) -> None:
+    # All at once, they would be read while Postgres has nothing to do, and waited for while it writes.
+    turn = 0
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def told_in(number: int) -> int:
+        await writer.commit(a_product(number))
+        return turn
+
+    count()
+    turns = Counter(await asyncio.gather(*(told_in(number) for number in range(1, 97))))
+    assert max(turns.values()) <= 96 / 16
 
 
 async def test_readers_are_woken_once_a_commit(writer: Writer, connection: asyncpg.Connection) -> None:
