@@ -41,7 +41,7 @@ from app.jasper.client import (
     same_url,
 )
 from app.registration.retry_window import RetryPlan, retirement
-from app.registration.store import Registration, RegistrationStore, State
+from app.registration.store import PENDING_AT_MOST, Registration, RegistrationStore, State
 from app.sealing import Sealer
 from app.settings import Settings
 
@@ -391,10 +391,13 @@ class _Run:
     async def _noted_as_pending(self) -> AsyncIterator[None]:
         """Note that Jasper is asked for a change that may bring a new secret; `_commit` takes the note away.
 
-        So does a refusal, after which nothing has changed; but what an earlier run left open stays open.
+        So does a refusal, after which nothing has changed; but what an earlier run left open stays open. Headers that
+        replace others are accepted everywhere from here on, and for as long as the note counts.
         """
-        before = self.stored.pending_since
-        await self.store.mark_pending(self.wanted.entity_type, self.clock())
+        before, now = self.stored.pending_since, self.clock()
+        if self.stored.headers is not None and not same_headers(self.wanted.headers, self.stored.headers):
+            await self.store.announce(self.wanted.entity_type, self.wanted.headers, now + PENDING_AT_MOST)
+        await self.store.mark_pending(self.wanted.entity_type, now)
         try:
             yield
         except JasperRefusedError:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import RowMapping, Select, delete, select
+from sqlalchemy import RowMapping, Select, delete, select, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -129,7 +129,8 @@ _MOST_DOUBLINGS = 12
 class Retiring:
     """A secret or a set of headers that was replaced, and is accepted while Jasper may still retry with it.
 
-    `locked` says that it cannot be opened with today's ENCRYPTION_KEYS, so that it is neither.
+    Also a set of headers that Jasper was asked to send, until that is committed. `locked` says that it cannot be opened with
+    today's ENCRYPTION_KEYS, so that it is neither.
     """
 
     id: UUID
@@ -169,6 +170,24 @@ class RegistrationStore:
         """Note that Jasper is about to be asked for a change that may bring a new secret; None takes the note back."""
         await self._note(entity_type, {"pending_since": since})
 
+    async def announce(self, entity_type: EntityType, headers: Mapping[str, str], until: datetime) -> None:
+        """Accept headers until `until` that Jasper is about to be asked to send.
+
+        It may send them before its answer is heard and committed, to a replica that has other settings.
+        """
+        async with writing(self._engine) as connection:
+            known = select(retiring_credentials).where(
+                retiring_credentials.c.entity_type == entity_type, retiring_credentials.c.kind == "headers"
+            )
+            for row in (await connection.execute(known)).mappings():
+                accepted = self._retiring(row)
+                if accepted.headers is not None and same_headers(accepted.headers, headers):
+                    later = {"accepted_until": max(accepted.accepted_until, until)}
+                    is_it = retiring_credentials.c.id == accepted.id
+                    await connection.execute(update(retiring_credentials).where(is_it).values(later))
+                    return
+            await _retire(connection, entity_type, "headers", self._seal_headers(headers), until)
+
     async def mark_rotating(self, entity_type: EntityType, since: datetime) -> None:
         """Note that a rotation is asked for, so that it is done even where this process does not live to do it."""
         await self._note(entity_type, {"rotating_since": since})
@@ -204,7 +223,7 @@ class RegistrationStore:
                 values |= _columns(registered)
                 if before.headers is None or not same_headers(before.headers, registered.headers):
                     await _retire(connection, entity_type, "headers", row["headers"], retire_until)
-                    values["headers"] = self._sealer.seal(json.dumps(dict(registered.headers)).encode())
+                    values["headers"] = self._seal_headers(registered.headers)
             await connection.execute(_upsert(entity_type, values))
             await _forget_retired(connection, entity_type, now)
             return await self._load(connection, entity_type)
@@ -303,6 +322,9 @@ class RegistrationStore:
 
     def _open_secret(self, sealed: bytes | None) -> str | None:
         return None if sealed is None else self._sealer.open(sealed).decode()
+
+    def _seal_headers(self, headers: Mapping[str, str]) -> bytes:
+        return self._sealer.seal(json.dumps(dict(headers)).encode())
 
     def _open_headers(self, sealed: bytes | None) -> Mapping[str, str] | None:
         if sealed is None:

@@ -327,9 +327,32 @@ async def test_changed_headers_keep_both_sets(engine: AsyncEngine, empty: FakeJa
     await registrar_for(engine, empty, before).register(PRODUCT)
     registrar = registrar_for(engine, empty, after)
     await registrar.register(PRODUCT)
-    [registration], [retiring] = await registrar.store.credentials()
+    [registration], [retiring, announced] = await registrar.store.credentials()
     assert (registration.headers, retiring.headers) == ({"x-custom": "new"}, {"X-Custom": "old"})
     assert retiring.accepted_until == NOW + RETIREMENT
+    assert (announced.headers, announced.accepted_until) == (registration.headers, NOW + PENDING_AT_MOST)
+
+
+@pytest.mark.parametrize("lost", ["the call", "its answer"])
+async def test_headers_that_jasper_may_send_already_are_accepted_before_its_answer_is_heard(
+    engine: AsyncEngine, empty: FakeJasper, lost: str
+) -> None:
+    """Asked again and again, whether or not Jasper has carried it out, they are kept once."""
+    before = jasper_settings(jasper_webhook_headers={"X-Custom": SecretStr("old")})
+    after = jasper_settings(jasper_webhook_headers={"X-Custom": SecretStr("new")})
+    await registrar_for(engine, empty, before).register(PRODUCT)
+    if lost == "the call":
+        empty.trouble = on("PUT", "/webhooks/1", crash)
+    else:
+        empty.after = on("PUT", "/webhooks/1", crash)
+    registrar = registrar_for(engine, empty, after)
+    for _ in range(2):
+        with pytest.raises(Crash):
+            await registrar.register(PRODUCT)
+        [registration], [announced] = await registrar.store.credentials()
+        assert (registration.headers, announced.headers) == ({"X-Custom": "old"}, {"X-Custom": "new"})
+        assert registration.is_pending(NOW)
+        assert announced.accepted_until == NOW + PENDING_AT_MOST
 
 
 async def test_headers_that_jasper_hides_are_updated_all_the_same(engine: AsyncEngine, empty: FakeJasper) -> None:
