@@ -55,6 +55,46 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class JoiningTransport(asyncio.Transport):
+    """A transport that sends the head and the body of an answer together.
+
+    Uvicorn writes them one after the other, and uvloop makes a system call of each, which is most of what sending costs. So
+    what is written is held back until more follows, or until the event loop's turn ends. Two pieces at most are held, so
+    that the peer's pace is felt as before. It knows what uvicorn asks of a transport.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | bytearray | memoryview | None = None
+        # Asked often, and not to be answered by way of here.
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+        self.abort = transport.abort  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send what is held and this, or hold this."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+        else:
+            self._held = data
+            self._loop.call_soon(self._let_go)
+
+    def close(self) -> None:
+        """Close, once everything is sent."""
+        self._let_go()
+        self._transport.close()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP/1.1 with the bounds that it lacks: on the size of a head, and on the time of everything.
 
@@ -63,7 +103,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for a head."""
-        super().connection_made(transport)
+        super().connection_made(JoiningTransport(transport, self.loop))
         self._in_head = True
         self._head_size = 0
         self._deadline: float | None = None
