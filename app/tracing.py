@@ -75,11 +75,13 @@ def traced(
             return work
 
         @wraps(work)
-        async def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            if _tracer is None:
-                return await work(*args, **kwargs)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> Coroutine[Any, Any, _T]:
+            # No coroutine around the other one where no spans are made.
+            return work(*args, **kwargs) if _tracer is None else in_span(_tracer, *args, **kwargs)
+
+        async def in_span(tracer: "trace.Tracer", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
             caller = parent(*args, **kwargs) if parent else None
-            with _tracer.start_as_current_span(
+            with tracer.start_as_current_span(
                 name,
                 context=_context(caller) if caller else None,
                 kind=trace.SpanKind[kind],

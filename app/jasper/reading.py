@@ -12,8 +12,7 @@ be read with confidence is Unreadable, which quarantines the delivery whole; it 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -124,7 +123,11 @@ def _known(names: frozenset[str]) -> _Known:
 
 
 class _Payload(Struct, frozen=True, gc=False):
-    """What is being read: `envelopes` lead from the root to just above the `entity`; a bare entity has none."""
+    """What is being read: `envelopes` lead from the root to just above the `entity`; a bare entity has none.
+
+    `around` is where facts about the event stand: the envelopes, or the one level there is. `is_bare` says that the body is
+    nothing but an entity: no envelope around it, no word in it about what happened.
+    """
 
     entity_type: EntityType
     headers: Headers
@@ -132,28 +135,28 @@ class _Payload(Struct, frozen=True, gc=False):
     root: JsonText
     envelopes: tuple[_Level, ...]
     entity: _Level
+    around: tuple[_Level, ...]
+    is_bare: bool
     places: dict[str, str]
 
-    @property
-    def around(self) -> tuple[_Level, ...]:
-        """Where facts about the event stand: the envelopes, or the one level there is."""
-        return self.envelopes or (self.entity,)
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether the body is nothing but an entity: no envelope around it, no word in it about what happened."""
-        return not self.envelopes and not _states_action(self.entity)
-
-    def beside(self) -> Iterator[_Level]:
+    def beside(self) -> Sequence[_Level]:
         """Objects next to the entity that tell about the event, such as `meta`."""
-        for level in () if self.is_bare else self.around:
-            for name in level.known[wire.SIDE_OBJECTS]:
-                if jsontext.kind(level.value(name)) == "object":
-                    yield _level(level.at(name), level.value(name))
+        if self.is_bare:
+            return ()
+        return [
+            _level(level.at(name), level.value(name))
+            for level in self.around
+            for name in level.known[wire.SIDE_OBJECTS]
+            if jsontext.kind(level.value(name)) == "object"
+        ]
 
-    def mapped(self, part: str) -> Iterator[_Found]:
+    def mapped(self, part: str) -> Iterable[_Found]:
         """The scalars at the places that the operator's mapping names for a part."""
-        for place in self.mapping.get(part, ()):
+        places = self.mapping.get(part)
+        return self._at(places) if places else ()  # as is usual
+
+    def _at(self, places: Sequence[str]) -> Iterator[_Found]:
+        for place in places:
             if place.startswith("header:"):
                 yield from _header_values(self.headers, [place.removeprefix("header:").lower()])
             else:
@@ -168,7 +171,9 @@ def interpret(entity_type: EntityType, headers: Headers, body: bytes, mapping: M
     try:
         root = jsontext.document(body)
         envelopes, entity = _find_levels(entity_type, root, mapping)
-        return _read(_Payload(entity_type, headers, mapping, root, envelopes, entity, places))
+        around = envelopes or (entity,)
+        is_bare = not envelopes and not _states_action(entity)
+        return _read(_Payload(entity_type, headers, mapping, root, envelopes, entity, around, is_bare, places))
     except NotJsonError as exc:
         return Unreadable(f"the body cannot be read as JSON: {exc}", places)
     except _UnreadableError as exc:
@@ -214,15 +219,17 @@ def _find_levels(entity_type: EntityType, root: JsonText, mapping: Mappings) -> 
 
 def _level(pointer: str, text: JsonText) -> _Level:
     """An object, or the object in an array of one, as a level."""
-    if jsontext.kind(text) == "array":
+    what = jsontext.kind(text)
+    if what == "array":
         elements = jsontext.elements(text)
         if len(elements) != 1:
             raise _UnreadableError(
                 f"{pointer or 'the body'} is an array of {len(elements)}, but one callback is one event"
             )
         pointer, text = f"{pointer}/0", elements[0]
-    if jsontext.kind(text) != "object":
-        raise _UnreadableError(f"{pointer or 'the body'} is a JSON {jsontext.kind(text)}, not an object")
+        what = jsontext.kind(text)
+    if what != "object":
+        raise _UnreadableError(f"{pointer or 'the body'} is a JSON {what}, not an object")
     members = jsontext.members_in_place(text)
     return _Level(pointer, text, members, _known(wire.NAMES.intersection(members)))
 
@@ -322,7 +329,7 @@ def _is_telling(word: str) -> bool:
 
 
 def _entity_id(payload: _Payload) -> str:
-    found = next(payload.mapped("entity_id"), None) or _built_in_id(payload)
+    found = next(iter(payload.mapped("entity_id")), None) or _built_in_id(payload)
     if found is None:
         raise _UnreadableError("no id of an entity was found; name its place in JASPER_PAYLOAD_MAPPING (entity_id)")
     try:
@@ -402,7 +409,7 @@ def _header_values(headers: Headers, names: Sequence[str]) -> Iterator[_Found]:
 
 
 def _action(payload: _Payload) -> Action | None:
-    found = next(payload.mapped("action"), None)
+    found = next(iter(payload.mapped("action")), None)
     stated = [found] if found is not None else list(_words(payload))
     _check_entity_type(payload, stated)
     actions: dict[Action, _Found] = {}
@@ -494,18 +501,19 @@ def parse_time(text: str) -> datetime | None:
     """  # noqa: D205 - one sentence
     if len(text) > _LONGEST_TIME:
         return None
-    with suppress(ValueError, OverflowError, TypeError, IndexError):
-        if _EPOCH.fullmatch(text):
-            return _since_epoch(text)
+    try:
         if _DATE_AND_TIME.fullmatch(text):
             moment = datetime.fromisoformat(text.upper().removesuffix(" UTC"))
+        elif _EPOCH.fullmatch(text):
+            return _since_epoch(text)
         elif text.endswith(("GMT", "UTC", "+0000")):
             moment = parsedate_to_datetime(text)
         else:
             moment = datetime.strptime(text, _PING_TIME).replace(tzinfo=UTC)
         moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-        return moment if _FIRST < moment < _LAST else None
-    return None
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+    return moment if _FIRST < moment < _LAST else None
 
 
 def _since_epoch(text: str) -> datetime:

@@ -199,7 +199,12 @@ def action_of(word: str) -> Action | None:
     A word that also names something else is believed for an update only: `product.image.deleted` deletes an image and
     `product.category.removed` an assignment, not the product.
     """
-    tokens = _tokens(word) if len(word) <= _LONGEST_WORD else ()
+    return _action_of(word) if len(word) <= _LONGEST_WORD else None
+
+
+@lru_cache(maxsize=256)  # one sender uses few words
+def _action_of(word: str) -> Action | None:
+    tokens = _tokens(word)
     found = {ACTION_WORDS[token] for token in tokens if token in ACTION_WORDS}
     if len(found) != 1:
         return None
@@ -220,4 +225,9 @@ _UNDERSTOOD = {*ACTION_WORDS, *ENTITY_NOUNS, *_FILLERS}
 
 def entity_types_of(word: str) -> frozenset[EntityType]:
     """The entity types that a word such as `product.updated` names; empty where it names none."""
-    return frozenset(ENTITY_NOUNS[token] for token in _tokens(word[:_LONGEST_WORD]) if token in ENTITY_NOUNS)
+    return _entity_types_of(word[:_LONGEST_WORD])
+
+
+@lru_cache(maxsize=256)
+def _entity_types_of(word: str) -> frozenset[EntityType]:
+    return frozenset(ENTITY_NOUNS[token] for token in _tokens(word) if token in ENTITY_NOUNS)
