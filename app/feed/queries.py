@@ -2,7 +2,8 @@
 
 The page and the head it is compared with come from one snapshot: functions take a connection from `app.db.engine.reading`, or
 read all in one statement. Numbers become visible in their order (`app.ledger.append`), so the head of a snapshot is a position
-that no later event can come to stand before. Wide rows are fetched last, by number, and only as many as fit into a page.
+that no later event can come to stand before. Where filters look at many rows for a few, the wide ones are fetched last, by
+number; no more are ever fetched than fit into a page.
 
 What retention has removed (`app.ledger.retention`) is told by one number, and that is read in the snapshot of the page as
 well: whoever stands before it is refused, and never given a page with a hole. Some rows up to it are kept for the entities;
@@ -120,10 +121,10 @@ def _in_one_statement(
     rows: Sequence[asyncpg.Record], after: int | None, read: Callable[[asyncpg.Record], T]
 ) -> tuple[list[T], int, bool]:
     """What a page consists of. Raises GoneError where events behind `after` have been removed."""
-    first = rows[0]  # which tells the bounds, also where there is no event
-    begin, has_more = _whole_behind(after, first["oldest"]), first["has_more"]
-    found = [read(row) for row in rows if row[0] is not None]
-    return found, rows[-1][0] if has_more else max(begin, first["newest"]), has_more
+    last = rows[-1]  # which tells the bounds, also where there is no event
+    begin, has_more = _whole_behind(after, last["oldest"]), bool(last["has_more"])
+    found = [read(row) for row in rows] if last[0] is not None else []
+    return found, last[0] if has_more else max(begin, last["newest"]), has_more
 
 
 def _whole_behind(after: int | None, oldest: int) -> int:
@@ -225,51 +226,43 @@ _COLUMNS = """
     e.action_inferred, e.stale, e.data, e.changed, e.changes
 """
 _LOAD = f"SELECT {_COLUMNS} FROM events e WHERE e.sequence = ANY($1::bigint[]) ORDER BY e.sequence"  # noqa: S608 - made of constants
-# To the letter what msgspec makes of an `EventRecord`.
-_WRITTEN_TIME = """
-    coalesce(
-        '"' || replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z') || '"',
-        'null'
-    )
-"""
+# To the letter what msgspec makes of an `EventRecord`. `concat` is quick for what is short, `||` for what is long.
+_WRITTEN_TIME = """replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z')"""
 _WRITTEN = f"""
     e.sequence,
-    convert_to(
+    textsend(
         concat(
             '{{"sequence":', e.sequence, ',"id":"', e.id,
             '","type":"', e.entity_type, '.', e.action, 'd","entity_type":"', e.entity_type, '","action":"', e.action,
             '","entity_id":', to_json(e.entity_id),
-            ',"occurred_at":', {_WRITTEN_TIME.format("e.occurred_at")},
-            ',"received_at":', {_WRITTEN_TIME.format("e.received_at")},
-            ',"source":"', e.source, '","delivery_id":', coalesce('"' || e.delivery_id || '"', 'null'),
-            ',"action_inferred":', to_json(e.action_inferred), ',"stale":', to_json(e.stale),
-            ',"data":', coalesce(e.data, 'null'), ',"changed":', to_json(e.changed), ',"changes":', e.changes, '}}'
-        ),
-        'UTF8'
+            ',"occurred_at":', coalesce('"' || {_WRITTEN_TIME.format("e.occurred_at")} || '"', 'null'),
+            ',"received_at":"', {_WRITTEN_TIME.format("e.received_at")},
+            '","source":"', e.source, '","delivery_id":', coalesce('"' || e.delivery_id || '"', 'null'),
+            CASE WHEN e.action_inferred THEN ',"action_inferred":true' ELSE ',"action_inferred":false' END,
+            CASE WHEN e.stale THEN ',"stale":true,"data":' ELSE ',"stale":false,"data":' END
+        )
+        || coalesce(e.data, 'null')
+        || concat(',"changed":', to_json(e.changed), ',"changes":', e.changes, '}}')
     )
 """
 
 
 def _page_of_all(columns: str) -> str:
-    # What is chosen is handed on as an array, for which Postgres plans look-ups in the index, however large the limit may be.
+    # Nothing but the rows in their order, one behind another: what does not fit is found to be too much as it is passed.
     return f"""
-    WITH bounds AS MATERIALIZED ({_BOUNDS}), found AS MATERIALIZED (
-        SELECT sequence, coalesce(octet_length(data), 0) + octet_length(changes) AS size
-        FROM events
-        WHERE sequence > coalesce($1::bigint, (SELECT oldest FROM bounds)) AND (NOT stale OR $2)
-              AND sequence <> ALL($3::bigint[])
-        ORDER BY sequence LIMIT $4::int + 1
-    ), chosen AS MATERIALIZED (
-        SELECT sequence
+    WITH bounds AS MATERIALIZED ({_BOUNDS})
+    SELECT {columns}, bounds.newest, bounds.oldest, e.has_more
+    FROM bounds LEFT JOIN LATERAL (
+        SELECT found.*, row_number() OVER in_order AS count, sum(found.size) OVER in_order AS bytes,
+               lead(found.sequence) OVER in_order IS NOT NULL AS has_more
         FROM (
-            SELECT sequence, row_number() OVER in_order AS count, sum(size) OVER in_order AS bytes
-            FROM found WINDOW in_order AS (ORDER BY sequence)
-        ) AS counted
-        WHERE count <= $4 AND (count = 1 OR bytes <= $5)
-    )
-    SELECT {columns}, bounds.newest, bounds.oldest,
-           (SELECT count(*) FROM found) > (SELECT count(*) FROM chosen) AS has_more
-    FROM bounds LEFT JOIN events e ON e.sequence = ANY(ARRAY(SELECT sequence FROM chosen))
+            SELECT *, coalesce(octet_length(data), 0) + octet_length(changes) AS size
+            FROM events
+            WHERE sequence > coalesce($1::bigint, bounds.oldest) AND (NOT stale OR $2) AND sequence <> ALL($3::bigint[])
+            ORDER BY sequence LIMIT $4::int + 1
+        ) AS found
+        WINDOW in_order AS (ORDER BY found.sequence ROWS UNBOUNDED PRECEDING)
+    ) AS e ON e.count <= $4 AND (e.count = 1 OR e.bytes <= $5)
     ORDER BY e.sequence
 """  # noqa: S608 - made of constants
 
