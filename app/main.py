@@ -26,6 +26,7 @@ from app.entities import router as entities
 from app.feed import consumer_router as consumers
 from app.feed import router as feed
 from app.feed.alarm import Alarm
+from app.feed.plain_page import PlainPageRoute
 from app.feed.stream import Streams
 from app.intake import rejections, release, unproven
 from app.intake.body import ROOM, Room
@@ -81,6 +82,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     else:
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **described)
     problems.install(app)
+    if with_api:
+        app.router.routes.append(PlainPageRoute())
     app.include_router(health.router)
     app.include_router(scrape.router)
     if "dashboard" in settings.roles:

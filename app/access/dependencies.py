@@ -58,6 +58,11 @@ async def authenticate_digest(request: Request, digest: bytes) -> Caller:
     return Caller(key.name, key.scopes)
 
 
+async def holder(request: Request, scope: Scope) -> Caller:
+    """Who calls, where no signature of a route asks for it. Raises KeyMissingError or ScopeMissingError, and counts that."""
+    return _having(scope, request, await authenticate(request, await _bearer(request)))
+
+
 async def still_allowed(request: Request, scope: Scope) -> bool:
     """Whether the key of a request that is being answered is valid to this moment, and has the scope."""
     try:
@@ -65,6 +70,13 @@ async def still_allowed(request: Request, scope: Scope) -> bool:
     except KeyMissingError:
         return False
     return scope in caller.scopes
+
+
+def _having(scope: Scope, request: Request, caller: Caller) -> Caller:
+    if scope not in caller.scopes:
+        _note(request, FailureReason.SCOPE, caller.name)
+        raise lacking(scope)
+    return caller
 
 
 def _note(request: Request, reason: FailureReason, key: str | None = None) -> None:
@@ -88,10 +100,7 @@ def lacking(scope: Scope) -> ScopeMissingError:
 
 def _holder_of(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     async def require(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
-        if scope not in caller.scopes:
-            _note(request, FailureReason.SCOPE, caller.name)
-            raise lacking(scope)
-        return caller
+        return _having(scope, request, caller)
 
     return require
 

@@ -45,6 +45,8 @@ from app.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["feed"])
 
+PATH = "/v1/events"
+
 _READING_ERRORS = (KeyMissingError, ScopeMissingError, InvalidParametersError, DatabaseUnavailableError)
 
 _STREAM_EXAMPLE = f"""\
@@ -79,7 +81,7 @@ class EventListParameters(Filters, Page):
     summary="The feed of events, oldest first",
     response_model=EventPage,
     responses={
-        200: described_page("/v1/events?limit=100&after=1042"),
+        200: described_page(f"{PATH}?limit=100&after=1042"),
         **documented(*_READING_ERRORS, GoneError, NotAcceptableError),
     },
 )
