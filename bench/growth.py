@@ -1,18 +1,20 @@
 """`python -m bench.growth`: what changes when the tables grow, by the side of a past a hundredth as long.
 
-Every figure is taken twice, on a small past and on the large one, so that what grows with it stands out.
+Every figure is taken twice, on a small past and on the large one, so that what grows with it stands out. Both are filled in
+first, and then asked and sent to in turns: what the machine does otherwise strikes both.
 """
 
 import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import click
 import msgspec
@@ -29,7 +31,8 @@ from bench.requests import Requests, write_requests
 from bench.subjects.service import TEMPLATE, service, service_template
 from bench.subjects.web import HEADERS
 
-_DATABASE = "growth"
+T = TypeVar("T")
+
 _FASTEST = 12_000
 _CONNECTIONS = 64
 _SMALLEST = 10_000
@@ -84,6 +87,40 @@ def questions(past: Past) -> list[Question]:
     ]
 
 
+@dataclass(slots=True)
+class Side:
+    """One past, in a database of its own, and the service on it. `found` are its figures, by name and unit."""
+
+    past: Past
+    dsn: str
+    port: int
+    callbacks: Requests
+    found: dict[tuple[str, str], float]
+    sent: list[Answers] = field(default_factory=list)
+
+    async def send(self, seconds: float) -> Answers:
+        """Send callbacks as fast as can be, going on behind those that were sent before."""
+        first = sum(one.sent for one in self.sent)
+        path = str(self.callbacks.path)
+        load = Load(requests=path, ports=[self.port], connections=_CONNECTIONS, seconds=seconds, first=first)
+        self.sent.append(await send(load))
+        return self.sent[-1]
+
+    async def check(self) -> None:
+        """Raises ClickException where a callback was lost or doubled."""
+        new = f"status = 'accepted' AND event_sequence > {self.past.events}"
+        counts = f"SELECT count(*), count(DISTINCT event_sequence) FROM deliveries WHERE {new}"  # noqa: S608 - ours
+        rows, distinct = await row(self.dsn, counts)
+        problem = rows_problem(
+            acknowledged=sum(one.succeeded for one in self.sent),
+            failed=sum(one.failed for one in self.sent),
+            rows=rows,
+            distinct=distinct,
+        )
+        if problem:
+            raise click.ClickException(problem)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a run needs at both sizes."""
@@ -95,83 +132,74 @@ class Run:
     rounds: int
     say: Callable[[str], None]
 
-    async def figures(self, past: Past) -> dict[tuple[str, str], float]:
-        """All figures of one size, by name and unit."""
-        found: dict[tuple[str, str], float] = {}
-        callbacks = self._callbacks(past)
-        async with AsyncExitStack() as held:
-            dsn = await held.enter_async_context(self.postgres.database(_DATABASE, template=TEMPLATE))
+    @asynccontextmanager
+    async def side(self, past: Past) -> AsyncIterator[Side]:
+        """A past that is filled in, and the service that has started on it."""
+        name = f"growth_{past.events}"
+        callbacks = self._callbacks(past, self.directory / f"callbacks-{past.events}")
+        async with self.postgres.database(name, template=TEMPLATE) as dsn:
             empty = await size(dsn)
             begun = time.perf_counter()
             self.say(f"filling in {past.events:,} events of {past.entities:,} entities")
             await fill(dsn, past)
             self.say(f"filled in {time.perf_counter() - begun:.0f} s")
             payload = await value(dsn, "SELECT sum(size)::float8 FROM deliveries")
-            found["disk, a multiple of the payload", "x"] = (await size(dsn) - empty) / payload
+            disk = (await size(dsn) - empty) / payload
             await self.postgres.settle()
             begun = time.perf_counter()
-            [process] = await held.enter_async_context(service().running(self.postgres, _DATABASE, self.directory))
-            found["start until it is ready", "s"] = time.perf_counter() - begun
-            for question in questions(past):
-                answers = await self._ask(question, process.port)
-                if answers.failed:
-                    raise click.ClickException(
-                        f"{question.path} was answered with {answers.statuses} {answers.samples}"
-                    )
-                self.say(f"{question.name}: {answers.percentiles[0.5] * 1e3:.2f} ms")
-                found[f"{question.name}, p50", "ms"] = answers.percentiles[0.5] * 1e3
-                found[f"{question.name}, p99", "ms"] = answers.percentiles[0.99] * 1e3
-            found |= await self._intake(callbacks, process.port, dsn, past)
-        return found
+            async with service().running(self.postgres, name, self.directory) as [process]:
+                started = time.perf_counter() - begun
+                found = {("disk, a multiple of the payload", "x"): disk, ("start until it is ready", "s"): started}
+                yield Side(past, dsn, process.port, callbacks, found)
 
-    def _callbacks(self, past: Past) -> Requests:
+    def _callbacks(self, past: Past, path: Path) -> Requests:
         known = latest(past, LIVELY)
         count = int(_FASTEST * (self.seconds * (self.rounds + 1) + 1))
         made = bodies(known=known, first_id=FIRST_ID + past.entities)
-        return write_requests(self.directory / "callbacks", ["POST /callbacks/products"] * count, made, HEADERS)
+        return write_requests(path, ["POST /callbacks/products"] * count, made, HEADERS)
 
-    async def _ask(self, question: Question, port: int) -> Answers:
+    async def measure(self, sides: Sequence[Side]) -> None:
+        """All figures of all sides, in turns."""
+        for asked in zip(*(questions(side.past) for side in sides), strict=True):
+            for side, question in zip(sides, asked, strict=True):
+                await self._ask(question, side)
+        await self.postgres.settle()
+        for side in sides:
+            await side.send(1)
+        rounds: list[list[Answers]] = [[] for _ in sides]
+        for number in range(self.rounds):
+            for side, done in _in_turn(list(zip(sides, rounds, strict=True)), number):
+                done.append(await side.send(self.seconds))
+                rate = f"{done[-1].rate:,.0f}/s on {side.past.events:,} events"
+                self.say(f"intake, round {number + 1} of {self.rounds}: {rate}")
+        for side, done in zip(sides, rounds, strict=True):
+            side.found["intake", "a second"] = median(one.rate for one in done)
+            side.found["intake, p99", "ms"] = median(one.percentiles[0.99] for one in done) * 1e3
+            async with _removing(side.dsn, side.past) as removal:
+                beside = await side.send(self.seconds)
+            self.say(f"intake while {removal.rate:,.0f} events a second are removed: {beside.rate:,.0f}/s")
+            side.found["intake while the oldest events are removed", "a second"] = beside.rate
+            side.found["intake while the oldest events are removed, p99", "ms"] = beside.percentiles[0.99] * 1e3
+            side.found["events removed meanwhile", "a second"] = removal.rate
+            await side.check()
+
+    async def _ask(self, question: Question, side: Side) -> None:
         headers = {"Authorization": f"Bearer {self.key}"}
         asked = write_requests(self.directory / "question", [f"GET {question.path}"], [b""], headers)
-        load = Load(requests=str(asked.path), ports=[port], connections=1, seconds=self.seconds, cycle=True)
+        load = Load(requests=str(asked.path), ports=[side.port], connections=1, seconds=self.seconds, cycle=True)
         await send(replace(load, seconds=0.5))
-        return await send(load)
+        answers = await send(load)
+        if answers.failed:
+            raise click.ClickException(f"{question.path} was answered with {answers.statuses} {answers.samples}")
+        self.say(f"{question.name}: {answers.percentiles[0.5] * 1e3:.2f} ms on {side.past.events:,} events")
+        side.found[f"{question.name}, p50", "ms"] = answers.percentiles[0.5] * 1e3
+        side.found[f"{question.name}, p99", "ms"] = answers.percentiles[0.99] * 1e3
 
-    async def _intake(self, callbacks: Requests, port: int, dsn: str, past: Past) -> dict[tuple[str, str], float]:
-        """The medians of some rounds, and one more round in which the oldest events are removed meanwhile."""
-        await self.postgres.settle()
-        load = Load(requests=str(callbacks.path), ports=[port], connections=_CONNECTIONS, seconds=1)
-        done = [await send(load)]
 
-        async def one_round() -> Answers:
-            first = sum(one.sent for one in done)
-            done.append(await send(replace(load, first=first, seconds=self.seconds)))
-            return done[-1]
-
-        for number in range(self.rounds):
-            self.say(f"intake, round {number + 1} of {self.rounds}: {(await one_round()).rate:,.0f}/s")
-        rounds = done[1:]
-        async with _removing(dsn, past) as removal:
-            beside = await one_round()
-        self.say(f"intake while {removal.rate:,.0f} events a second are removed: {beside.rate:,.0f}/s")
-        new = f"status = 'accepted' AND event_sequence > {past.events}"
-        counts = f"SELECT count(*), count(DISTINCT event_sequence) FROM deliveries WHERE {new}"  # noqa: S608 - ours
-        rows, distinct = await row(dsn, counts)
-        problem = rows_problem(
-            acknowledged=sum(one.succeeded for one in done),
-            failed=sum(one.failed for one in done),
-            rows=rows,
-            distinct=distinct,
-        )
-        if problem:
-            raise click.ClickException(problem)
-        return {
-            ("intake", "a second"): median(one.rate for one in rounds),
-            ("intake, p99", "ms"): median(one.percentiles[0.99] for one in rounds) * 1e3,
-            ("intake while the oldest events are removed", "a second"): beside.rate,
-            ("intake while the oldest events are removed, p99", "ms"): beside.percentiles[0.99] * 1e3,
-            ("events removed meanwhile", "a second"): removal.rate,
-        }
+def _in_turn(items: list[T], number: int) -> list[T]:
+    """The same, but who is first changes from round to round."""
+    first = number % len(items)
+    return items[first:] + items[:first]
 
 
 @dataclass(slots=True)
@@ -248,14 +276,15 @@ def main(*, events: int, entities: int, seconds: float, rounds: int, directory: 
     click.echo(f"\n{machine.cores} cores of {machine.processor}, data on {machine.filesystem}; commit {machine.commit}")
 
 
-async def _compare(small: Past, large: Past, directory: Path, seconds: float, rounds: int) -> list[Figure]:
+async def _compare(short: Past, long: Past, directory: Path, seconds: float, rounds: int) -> list[Figure]:
     def say(message: str) -> None:
         click.echo(message, err=True)
 
     async with running_postgres(directory / "postgres") as postgres, service_template(postgres) as key:
         run = Run(postgres, directory, key, seconds, rounds, say)
-        before, after = await run.figures(small), await run.figures(large)
-        return [Figure(name, unit, before[name, unit], after[name, unit]) for name, unit in before]
+        async with run.side(short) as before, run.side(long) as after:
+            await run.measure([before, after])
+            return [Figure(name, unit, small, after.found[name, unit]) for (name, unit), small in before.found.items()]
 
 
 if __name__ == "__main__":
