@@ -73,14 +73,17 @@ async def test_what_nobody_expected_is_answered_with_the_id_and_logged_with_it(
         raise RuntimeError("nobody expected this")
 
     monkeypatch.setattr("app.intake.router.interpret", fail)
+    monkeypatch.setattr("app.feed.plain_page.page_when_there", fail)
     monkeypatch.setattr("app.feed.router.page_when_there", fail)
     callback = await receiver.callback(x_secret=SECRET, x_request_id="one")
     events = await receiver.http.get("/v1/events", headers={"X-Request-ID": "two"})
     assert (callback.status_code, callback.headers["x-request-id"]) == (500, "one")
     assert (events.status_code, events.headers["x-request-id"]) == (500, "two")
-    assert callback.json()["type"] == events.json()["type"] == "/problems/internal-error"
+    updates = await receiver.http.get("/v1/events?action=update", headers={"X-Request-ID": "three"})
+    assert (updates.status_code, updates.headers["x-request-id"]) == (500, "three")
+    assert callback.json()["type"] == events.json()["type"] == updates.json()["type"] == "/problems/internal-error"
     said = lines.named("request failed")
-    assert [line["request_id"] for line in said] == ["one", "two"]
+    assert [line["request_id"] for line in said] == ["one", "two", "three"]
     assert all("nobody expected this" in str(line["exception"]) for line in said)
 
 
