@@ -59,7 +59,7 @@ class JoiningTransport(asyncio.Transport):
     """A transport that sends the head and the body of an answer together.
 
     Uvicorn writes them one after the other, and uvloop makes a system call of each, which is most of what sending costs. So
-    what is written is held back until more follows, or until the event loop's turn ends. Two pieces at most are held, so
+    what is written is held back until more follows, or until the event loop's turn ends. Nothing but one piece is ever held, so
     that the peer's pace is felt as before. It knows what uvicorn asks of a transport.
     """
 

@@ -61,7 +61,7 @@ async def test_head_of_a_stream_does_not_wait_for_its_first_event(
     assert below.sent == [b"head", b"event"]
 
 
-async def test_no_more_than_two_pieces_are_held_back(below: RecordingTransport, transport: JoiningTransport) -> None:
+async def test_nothing_but_one_piece_is_held_back(below: RecordingTransport, transport: JoiningTransport) -> None:
     """Else the peer's pace would not be felt before all was written."""
     for piece in (b"1", b"2", b"3", b"4", b"5"):
         transport.write(piece)
