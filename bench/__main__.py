@@ -15,7 +15,7 @@ from bench.burst import CALLBACKS as BURST
 from bench.burst import burst
 from bench.fill import Past
 from bench.load import LoadError
-from bench.measure import Round, Stage, Subject, Way
+from bench.measure import Round, Stage, Subject, Way, in_turn
 from bench.postgres import running_postgres
 from bench.processes import ProcessError
 from bench.products import bodies
@@ -220,8 +220,7 @@ async def intake(stage: Stage, subjects: list[Subject], way: Way, rounds: int) -
     """Every subject in its turn, `rounds` times over; who is first changes from round to round."""
     done = []
     for number in range(rounds):
-        shift = number % len(subjects)
-        for subject in subjects[shift:] + subjects[:shift]:
+        for subject in in_turn(subjects, number):
             try:
                 result = await subject.measure(stage, way)
             except (ProcessError, LoadError) as exc:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 import click
 import msgspec
@@ -23,15 +22,13 @@ from app.db.engine import create_engine
 from app.ledger.retention import Periods, remove
 from bench.fill import RARE_NAME, Past, fill, latest
 from bench.load import Answers, Load, send
-from bench.measure import rows_problem
+from bench.measure import in_turn, rows_problem
 from bench.postgres import Postgres, row, running_postgres, size, value
 from bench.products import FIRST_ID, LIVELY, bodies
 from bench.report import table, this_machine
 from bench.requests import Requests, write_requests
 from bench.subjects.service import TEMPLATE, service, service_template
 from bench.subjects.web import HEADERS
-
-T = TypeVar("T")
 
 _FASTEST = 12_000
 _CONNECTIONS = 64
@@ -168,7 +165,7 @@ class Run:
             await side.send(1)
         rounds: list[list[Answers]] = [[] for _ in sides]
         for number in range(self.rounds):
-            for side, done in _in_turn(list(zip(sides, rounds, strict=True)), number):
+            for side, done in in_turn(list(zip(sides, rounds, strict=True)), number):
                 done.append(await side.send(self.seconds))
                 rate = f"{done[-1].rate:,.0f}/s on {side.past.events:,} events"
                 self.say(f"intake, round {number + 1} of {self.rounds}: {rate}")
@@ -194,12 +191,6 @@ class Run:
         self.say(f"{question.name}: {answers.percentiles[0.5] * 1e3:.2f} ms on {side.past.events:,} events")
         side.found[f"{question.name}, p50", "ms"] = answers.percentiles[0.5] * 1e3
         side.found[f"{question.name}, p99", "ms"] = answers.percentiles[0.99] * 1e3
-
-
-def _in_turn(items: list[T], number: int) -> list[T]:
-    """The same, but who is first changes from round to round."""
-    first = number % len(items)
-    return items[first:] + items[:first]
 
 
 @dataclass(slots=True)

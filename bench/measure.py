@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bench.load import Answers, Load, is_success, send
 from bench.postgres import Postgres
 from bench.processes import WebProcess
 from bench.requests import Requests
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,12 @@ async def observe(postgres: Postgres, processes: Sequence[WebProcess], load: Loa
     server, web = postgres.cpu - server, sum(one.cpu for one in processes) - web
     wal = await postgres.wal_position() - wal
     return Observed(answers, web, server, wal, max(one.peak_memory for one in processes))
+
+
+def in_turn(items: Sequence[T], number: int) -> list[T]:
+    """The items in their order, but who is first changes from one `number` of a round to the next."""
+    first = number % len(items)
+    return [*items[first:], *items[:first]]
 
 
 def as_round(subject: str, way: str, seen: Observed) -> Round:

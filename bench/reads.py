@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.fill import Past, fill
 from bench.load import Load, LoadError, send
-from bench.measure import Round, Way, as_round, observe
+from bench.measure import Round, Way, as_round, in_turn, observe
 from bench.postgres import Postgres
 from bench.processes import ProcessError, WebProcess
 from bench.requests import Requests, write_requests
@@ -118,8 +118,7 @@ async def read(reading: Reading, names: Sequence[str], rounds: int, say: Callabl
     """Every subject in its turn, `rounds` times over."""
     done = []
     for number in range(rounds):
-        shift = number % len(names)
-        for name in (*names[shift:], *names[:shift]):
+        for name in in_turn(names, number):
             try:
                 results = await reading.round_of(name)
             except (ProcessError, LoadError) as exc:
