@@ -1,7 +1,8 @@
 """Plain pages of the feed: `GET /v1/events` as JSON and without filters, answered without FastAPI's machinery.
 
-That takes a third of the processor time of such a page. What is asked for in any other way, or wrongly, is not taken here and
-comes to the route of the same address (`app.feed.router`), which is documented and answers the same to the letter.
+Its routing and dependencies took a third of the processor time of such a page. What is asked for in any other way, or wrongly,
+is not taken here and comes to the route of the same address (`app.feed.router`), which is documented and answers the same to
+the letter.
 """
 
 from urllib.parse import parse_qsl
@@ -22,7 +23,7 @@ _ACCEPTED = {JSON.encode(), b"*/*"}
 
 
 class PlainPageRoute(BaseRoute):
-    """Stands before all other routes, and takes nothing but plain pages."""
+    """Stands before the routes of the API, and takes nothing but plain pages."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether it is a plain page that is asked for; hands its parameters on."""

@@ -3,7 +3,7 @@
 The page and the head it is compared with come from one snapshot: functions take a connection from `app.db.engine.reading`, or
 read all in one statement. Numbers become visible in their order (`app.ledger.append`), so the head of a snapshot is a position
 that no later event can come to stand before. Where filters look at many rows for a few, the wide ones are fetched last, by
-number; no more are ever fetched than fit into a page.
+number; no more of them are ever handed on than fit into a page.
 
 What retention has removed (`app.ledger.retention`) is told by one number, and that is read in the snapshot of the page as
 well: whoever stands before it is refused, and never given a page with a hole. Some rows up to it are kept for the entities;
