@@ -57,7 +57,7 @@ async def read_body(
 
     Raises BodyTooLargeError as soon as the length or what was read shows it, RequestTimeoutError where the rest does not
     follow its beginning within `patience` seconds, what `take` raises, and Starlette's ClientDisconnect where the sender
-    hung up. (One of whom nothing comes at all is cut off by the server, see `app.serving`: most bodies come in one piece,
+    hung up. (One of whom nothing comes at all is cut off by the server, see `app.protocol`: most bodies come in one piece,
     and a timer for each costs more than to read it.)
     """
     _check_length(scope, limit)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from app import serving
+from app import protocol
 from app.intake import body as intake_body
 from tests.builders import an_event
 from tests.http.conftest import ADMIN_KEY, SECRET, Reader, Receiver
@@ -394,7 +394,7 @@ Bound = Callable[[str, float], None]
 @pytest.fixture
 def bound(monkeypatch: pytest.MonkeyPatch) -> Bound:
     """Sets one of the times that connections have."""
-    return lambda name, seconds: monkeypatch.setattr(serving, name, seconds)
+    return lambda name, seconds: monkeypatch.setattr(protocol, name, seconds)
 
 
 async def drip(connection: Wire, data: bytes, pause: float = 0.02) -> None:
@@ -433,7 +433,7 @@ async def test_a_waiting_reader_is_not_taken_for_a_slow_sender(reader: Reader, b
 async def test_a_body_that_does_not_end_is_408_where_someone_reads_it(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert intake_body.SLOWEST_BODY < serving.SLOWEST_BODY
+    assert intake_body.SLOWEST_BODY < protocol.SLOWEST_BODY
     monkeypatch.setitem(intake_body.read_body.__kwdefaults__ or {}, "patience", 0.3)
     async with wire(receiver.http) as connection:
         await connection.send(POST + b"Content-Length: 5000\r\n\r\n")

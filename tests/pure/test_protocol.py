@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from app.serving import JoiningTransport
+from app.protocol import JoiningTransport
 
 
 class RecordingTransport(asyncio.Transport):
