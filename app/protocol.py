@@ -4,8 +4,13 @@ Connections are bounded in what they may send and how long they may take, becaus
 """
 
 import asyncio
+import logging
+from typing import NoReturn
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_log = logging.getLogger(__name__)
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of a request's line and headers."""
@@ -96,6 +101,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """The body begins, if there is one."""
         self._in_head = False
         self._expect_within(SLOWEST_BODY)
+        if self.parser.should_upgrade() and any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self.headers
+        ):
+            self._refuse_to_upgrade()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -122,6 +132,18 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what is wrong, once, and close."""
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
+
+    def _refuse_to_upgrade(self) -> NoReturn:
+        """The parser takes what follows for another protocol: the request would come without its body, as if it had none."""
+        message = "A request that has a body cannot ask for another protocol; send it without Upgrade."
+        _log.warning("request refused", extra={"reason": message})
+        self.send_400_response(message)
+        raise httptools.HttpParserError(message)
 
     def _expect_within(self, seconds: float) -> None:
         """Cut the connection off where what is expected has not come in time.

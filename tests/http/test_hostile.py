@@ -152,6 +152,10 @@ SHAPES: dict[str, tuple[bytes, set[int]]] = {
         _head(b"GET /healthz HTTP/1.1", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk", b"Connection: Upgrade"),
         {200},
     ),
+    "h2c with a body, of which the parser would keep nothing": (
+        POST + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+        NO_HTTP,
+    ),
     # Lengths that two servers may read in two ways
     "length and chunks": (_post(b"Content-Length: 4", b"Transfer-Encoding: chunked", body=b"0\r\n\r\nGET "), NO_HTTP),
     "chunks and length": (_post(b"Transfer-Encoding: chunked", b"Content-Length: 4", body=b"0\r\n\r\nGET "), NO_HTTP),
