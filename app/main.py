@@ -33,6 +33,7 @@ from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
 from app.intake.rejections import Rejections
 from app.intake.router import CallbackDoor, Intake
+from app.intake.shortcut import CallbackShortcut
 from app.intake.tally import Tally
 from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
@@ -62,6 +63,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as held:
             state = await _open(held, settings, dsn, encryption_keys)
+            if with_callbacks:
+                state["shortcut"] = CallbackShortcut(state["intake"])
             app.state.drain = state["wakeup"].drain
             for name, work in _chores(settings, dsn, state):
                 await held.enter_async_context(_running(work, name=name))

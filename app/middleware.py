@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import tracing
 from app.logs import REQUEST_ID
 from app.metrics import REQUESTS
+from app.protocol import RawHeaders
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +27,21 @@ _REQUESTS = {first: REQUESTS.labels(f"{first}xx") for first in range(2, 6)}
 _HUNG_UP = REQUESTS.labels("hung_up")
 
 
+def request_id_of(headers: RawHeaders) -> bytes:
+    """The id of a request: its `X-Request-ID` where that is sane, else a new one."""
+    for name, value in headers:
+        if name == HEADER:
+            if _SANE.fullmatch(value):
+                return value
+            break
+    return b"%016x" % getrandbits(64)  # no secret: to ask the kernel for one costs more than all else here
+
+
 def correlate(scope: Scope) -> bytes:
-    """The id of a request: its `X-Request-ID` where that is sane, else a new one. From now on the log's lines carry it."""
-    given = next((value for name, value in scope["headers"] if name == HEADER), None)
-    if given is None or not _SANE.fullmatch(given):
-        given = b"%016x" % getrandbits(64)  # no secret: to ask the kernel for one costs more than all else here
-    REQUEST_ID.set(given.decode())
-    return given
+    """The id of a request, which from now on the log's lines carry."""
+    request_id = request_id_of(scope["headers"])
+    REQUEST_ID.set(request_id.decode())
+    return request_id
 
 
 class Requests:

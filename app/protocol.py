@@ -1,16 +1,40 @@
-"""HTTP/1.1 as uvicorn speaks it, with what it lacks: bounds, and answers that leave in one piece.
+"""HTTP/1.1 as uvicorn speaks it, with what it lacks: bounds, answers that leave in one piece, and a shortcut past ASGI.
 
 Connections are bounded in what they may send and how long they may take, because no proxy in front is certain.
 """
 
 import asyncio
 import logging
-from typing import NoReturn
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
+from typing import NoReturn, Protocol
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 _log = logging.getLogger(__name__)
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+"""Headers as ASGI has them: (lower-case name, value)."""
+
+Answer = Callable[[int, RawHeaders, bytes], None]
+"""Sends an answer: its status, its headers (`content-length` among them) and its body."""
+
+
+class Shortcut(Protocol):
+    """Answers usual requests without ASGI, whose scope, task and messages take a fifth of a callback's time.
+
+    It stands in the lifespan's state, as `shortcut`. What it is offered is a POST to one of its `urls` that has come whole,
+    within a moment, on a connection that is idle otherwise.
+    """
+
+    urls: Collection[bytes]
+
+    def __call__(self, url: bytes, headers: RawHeaders, client: str, body: bytes, answer: Answer) -> bool:
+        """Take the request and call `answer`, now or later; or return False, and it goes the long way, through ASGI."""
+        ...
+
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of a request's line and headers."""
@@ -24,6 +48,13 @@ less patient, so that its senders get an answer (`app.intake.body`)."""
 
 SLOWEST_READER = 60.0
 """Seconds in which a peer has to take something of an answer that waits for it."""
+
+LONGEST_HELD_BACK = 0.05
+"""Seconds in which the rest of a request has to follow its beginning for the shortcut: a proxy may send the head and the body
+one after the other."""
+
+MOST_HELD_BACK = 64 * 1024
+"""Bytes of a body for the shortcut that comes in several pieces, as much as uvicorn takes before anybody reads it."""
 
 
 class JoiningTransport(asyncio.Transport):
@@ -55,6 +86,11 @@ class JoiningTransport(asyncio.Transport):
             self._held = data
             self._loop.call_soon(self._let_go)
 
+    def write_whole(self, data: bytes) -> None:
+        """Send what is held and this, of which nothing more follows."""
+        self._let_go()
+        self._transport.write(data)
+
     def close(self) -> None:
         """Close, once everything is sent."""
         self._let_go()
@@ -74,7 +110,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for a head."""
-        super().connection_made(JoiningTransport(transport, self.loop))
+        self._joining = JoiningTransport(transport, self.loop)
+        super().connection_made(self._joining)
         self._in_head = True
         self._head_size = 0
         self._deadline: float | None = None
@@ -106,6 +143,10 @@ class BoundedProtocol(HttpToolsProtocol):
             for name, value in self.headers
         ):
             self._refuse_to_upgrade()
+        self.begin_request()
+
+    def begin_request(self) -> None:
+        """Hand the request to the application."""
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -167,3 +208,138 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch_until(self._deadline)
+
+
+class ShortcutProtocol(BoundedProtocol):
+    """The same, with the shortcut for whom it is meant. Everything else goes the long way, as if there were none."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Nothing is held back at first."""
+        super().connection_made(transport)
+        self._shortcut: Shortcut | None = self.app_state.get("shortcut")
+        self._held_back: list[bytes] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; the rest of what is held back has to follow at once."""
+        super().data_received(data)
+        if self._held_back is not None and self._patience is None:
+            self._patience = self.loop.call_later(LONGEST_HELD_BACK, self._go_the_long_way)
+
+    def begin_request(self) -> None:
+        """Hold back a request for which there is a shortcut, until the whole of it is there."""
+        if (
+            self._shortcut is not None
+            and self.url in self._shortcut.urls
+            and self.parser.get_method() == b"POST"
+            and self._is_idle()
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+        ):
+            self._held_back = []
+        else:
+            super().begin_request()
+
+    def on_body(self, body: bytes) -> None:
+        """Hold back the body, too, but not a large one."""
+        if self._held_back is not None:
+            self._held_back.append(body)
+            if len(self._held_back) > 1 and sum(map(len, self._held_back)) > MOST_HELD_BACK:
+                self._go_the_long_way()
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Offer the whole request to the shortcut."""
+        if self._held_back is not None:
+            keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+            before, cycle = self.cycle, ShortCycle(self, keep_alive=keep_alive)
+            self.cycle = cycle  # type: ignore[assignment]  # it has what uvicorn asks it for
+            if self._take(b"".join(self._held_back), cycle.answer):
+                self._hold_back_no_more()
+            else:
+                self.cycle = before
+                self._go_the_long_way()
+        super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """What is held back has begun, and may come to its end."""
+        self._go_the_long_way()
+        super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """There will be no rest."""
+        self._hold_back_no_more()
+        super().connection_lost(exc)
+
+    def _is_idle(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def _go_the_long_way(self) -> None:
+        held_back = self._hold_back_no_more()
+        if held_back is not None:
+            super().begin_request()
+            for chunk in held_back:
+                super().on_body(chunk)
+
+    def _hold_back_no_more(self) -> list[bytes] | None:
+        held_back, self._held_back = self._held_back, None
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        return held_back
+
+    def send_whole(self, data: bytes) -> None:
+        """Send a whole answer at once."""
+        self._joining.write_whole(data)
+
+    def _take(self, body: bytes, answer: Answer) -> bool:
+        assert self._shortcut is not None  # noqa: S101 - else nothing would have been held back
+        try:
+            return self._shortcut(self.url, self.headers, self._client(), body, answer)
+        except Exception:  # noqa: BLE001 - whatever it is, the long way answers it
+            _log.exception("the shortcut failed, the request goes the long way")
+            return False
+
+    def _client(self) -> str:
+        """The address of the caller: who a trusted proxy says it is, as uvicorn's middleware has it, else the peer."""
+        peer = self.client[0] if self.client else ""
+        named = [value for name, value in self.headers if name == b"x-forwarded-for"]
+        proxies: ProxyHeadersMiddleware = self.config.loaded_app
+        if not named or peer not in proxies.trusted_hosts:
+            return peer
+        return proxies.trusted_hosts.get_trusted_client_address(b", ".join(named).decode("latin-1"))[0] or peer
+
+
+class ShortCycle:
+    """A request that takes the shortcut and its answer, with what uvicorn's protocol asks of a request under way."""
+
+    __slots__ = ("_protocol", "disconnected", "keep_alive", "more_body", "response_complete")
+
+    message_event = asyncio.Event()
+    """Nobody waits for it."""
+
+    def __init__(self, protocol: ShortcutProtocol, *, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.response_complete = False
+
+    def answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send the answer in one piece, if there is still someone to take it."""
+        protocol = self._protocol
+        self.response_complete = True
+        if protocol.transport.is_closing():
+            return
+        parts = [STATUS_LINE[status]]
+        for name, value in chain(protocol.server_state.default_headers, headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        protocol.send_whole(b"".join(parts))
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from app.protocol import BoundedProtocol
+from app.protocol import ShortcutProtocol
 
 KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than the usual 60 s of a proxy in front, which would else send into a
@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BoundedProtocol,
+                http=ShortcutProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -101,6 +101,11 @@ def traced(
     return decorate
 
 
+def is_tracing() -> bool:
+    """Whether spans are made."""
+    return _tracer is not None
+
+
 def annotate(**attributes: object) -> None:
     """Say more about the span that is open now, if there is one; dots in names are written as double underscores."""
     if _tracer is not None:

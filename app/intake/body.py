@@ -29,6 +29,21 @@ class Room:
         """Bytes that are in the process now."""
         return self._limit - self._left
 
+    @property
+    def left(self) -> int:
+        """Bytes for which there is room now."""
+        return self._left
+
+    def take(self, size: int) -> None:
+        """So many bytes are in the process from now on. Raises QueueFullError where there is no room for them."""
+        if size > self._left:
+            raise QueueFullError("the bodies that wait for their commit fill the memory set aside for them")
+        self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """So many bytes of what was taken are there no more."""
+        self._left += size
+
     @contextmanager
     def hold(self) -> Iterator[Callable[[int], None]]:
         """Room for one body: call what is yielded for each chunk. It is given back when the block ends.
@@ -39,15 +54,13 @@ class Room:
 
         def take(size: int) -> None:
             nonlocal held
-            if size > self._left:
-                raise QueueFullError("the bodies that wait for their commit fill the memory set aside for them")
+            self.take(size)
             held += size
-            self._left -= size
 
         try:
             yield take
         finally:
-            self._left += held
+            self.give_back(held)
 
 
 async def read_body(

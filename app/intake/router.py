@@ -1,7 +1,8 @@
 """`POST /callbacks/{collection}`: the whole road of a callback, from the socket to the commit, in one function.
 
 Plain ASGI rather than a FastAPI route: this is the hot path, and it needs nothing of what FastAPI would do for it. It is
-described in the OpenAPI document all the same (`app.openapi`).
+described in the OpenAPI document all the same (`app.openapi`). The usual callback even takes a shortcut to the same steps
+(`app.intake.shortcut`).
 """
 
 import logging
@@ -20,7 +21,6 @@ from app.domain.values import (
     EntityType,
     Entry,
     Headers,
-    Reading,
     Receipt,
     Unreadable,
 )
@@ -48,6 +48,7 @@ from app.ledger.writer import Writer
 from app.metrics import CALLBACK_SECONDS, CALLBACKS, REJECTIONS
 from app.middleware import HEADER, correlate
 from app.problems import KINDS, instance_of, kind_of, problem_response, unexpected_response
+from app.protocol import RawHeaders
 from app.tracing import annotate, handed_on, traced, traceparent_of
 
 _log = logging.getLogger(__name__)
@@ -94,12 +95,12 @@ async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Re
 
     Raises a ReceiverError for everything else, and Starlette's ClientDisconnect where the sender hung up.
     """
-    entity_type = _ENTITY_TYPE_AT.get(scope["path"])
+    entity_type = ENTITY_TYPE_AT.get(scope["path"])
     if entity_type is None:
         raise NotFoundError(f"callbacks come to {PREFIX} followed by one of {', '.join(ENTITY_TYPE_OF)}")
     if scope["method"] != "POST":
         raise MethodNotAllowedError("a callback is a POST", allowed=["POST"])
-    headers = tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
+    headers = decoded(scope["headers"])
     client = scope["client"][0] if scope.get("client") else ""
     received_at = utc_now()
     started = perf_counter()
@@ -107,21 +108,31 @@ async def receive_callback(scope: Scope, receive: Receive, intake: Intake) -> Re
     with intake.room.hold() as take:
         body = await read_body(scope, receive, limit=intake.max_body_bytes, take=take)
         accepted, proof = await _authenticate(intake, entity_type, headers, body, client)
-
-        traceparent = handed_on(headers)
-        delivery = blank(Delivery(entity_type, received_at, client, headers, body, proof, traceparent), accepted)
-        reading = interpret(entity_type, delivery.headers, delivery.body, intake.mapping)
-        receipt = await intake.writer.commit(Entry(entity_type, reading, received_at, delivery))
-    _RECEIVED[entity_type, receipt.status].inc()
-    seconds = perf_counter() - started
-    CALLBACK_SECONDS.observe(seconds)
-    intake.tally.note(entity_type, Outcome(receipt.status), seconds)
-    _tell(entity_type, reading, receipt)
+        delivery = Delivery(entity_type, received_at, client, headers, body, proof, handed_on(headers))
+        entry = read(intake, delivery, accepted)
+        receipt = await intake.writer.commit(entry)
+    note_receipt(intake, entry, receipt, perf_counter() - started)
     return receipt
 
 
-def _tell(entity_type: EntityType, reading: Reading | Unreadable, receipt: Receipt) -> None:
-    """A line for the log, where it is wanted: thousands a second may come, and what came of them is counted."""
+def decoded(headers: RawHeaders) -> Headers:
+    """Headers as text, each byte a character."""
+    return tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
+
+
+def read(intake: Intake, delivery: Delivery, accepted: Accepted) -> Entry:
+    """What the ledger is to write of an authentic delivery, from which every secret is blanked first."""
+    delivery = blank(delivery, accepted)
+    reading = interpret(delivery.entity_type, delivery.headers, delivery.body, intake.mapping)
+    return Entry(delivery.entity_type, reading, delivery.received_at, delivery)
+
+
+def note_receipt(intake: Intake, entry: Entry, receipt: Receipt, seconds: float) -> None:
+    """Count a callback that was committed, and tell the log of it where that is wanted: thousands a second may come."""
+    entity_type, reading = entry.entity_type, entry.reading
+    _RECEIVED[entity_type, receipt.status].inc()
+    CALLBACK_SECONDS.observe(seconds)
+    intake.tally.note(entity_type, Outcome(receipt.status), seconds)
     annotate(jasper_receiver__status=receipt.status, jasper_receiver__delivery_id=receipt.delivery_id)
     if receipt.status is DeliveryStatus.QUARANTINED:
         reason = reading.reason if isinstance(reading, Unreadable) else "the event could not be written"
@@ -183,20 +194,15 @@ class CallbackDoor:
         try:
             receipt = await receive_callback(scope, receive, scope["state"]["intake"])
         except ReceiverError as exc:
-            _count_refusal(scope, exc, perf_counter() - started)
+            note_refusal(scope["state"]["intake"], scope["path"], exc, perf_counter() - started)
             response = problem_response(exc, instance_of(scope))
         except ClientDisconnect:
             return
         except Exception as exc:  # noqa: BLE001 - the layers that would answer it stand behind this door
-            _count_refusal(scope, ReceiverError(), perf_counter() - started)
+            note_refusal(scope["state"]["intake"], scope["path"], ReceiverError(), perf_counter() - started)
             response = unexpected_response(exc, scope)
         else:
-            body = msgspec.json.encode(receipt)
-            headers = [
-                (b"content-length", b"%d" % len(body)),
-                (b"content-type", b"application/json"),
-                (HEADER, request_id),
-            ]
+            headers, body = answer_to(receipt, request_id)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
@@ -204,10 +210,22 @@ class CallbackDoor:
         await response(scope, receive, send)
 
 
-def _count_refusal(scope: Scope, error: ReceiverError, seconds: float) -> None:
-    entity_type = _ENTITY_TYPE_AT.get(scope["path"])
+def answer_to(receipt: Receipt, request_id: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body with which a committed callback is answered."""
+    body = msgspec.json.encode(receipt)
+    headers = [
+        (b"content-length", b"%d" % len(body)),
+        (b"content-type", b"application/json"),
+        (HEADER, request_id),
+    ]
+    return headers, body
+
+
+def note_refusal(intake: Intake, path: str, error: ReceiverError, seconds: float) -> None:
+    """Count a callback, or what came to an address of callbacks, that was answered with a problem."""
+    entity_type = ENTITY_TYPE_AT.get(path)
     if entity_type is not None:
-        scope["state"]["intake"].tally.note(entity_type, Outcome.of_error(error), seconds)
+        intake.tally.note(entity_type, Outcome.of_error(error), seconds)
     collection = entity_type.collection if entity_type else _UNKNOWN_COLLECTION
     _REFUSED[collection, kind_of(error).name].inc()
 
@@ -215,8 +233,9 @@ def _count_refusal(scope: Scope, error: ReceiverError, seconds: float) -> None:
 PREFIX = "/callbacks/"
 
 # With and without a trailing slash, because a redirect would turn the POST into a GET.
-_ENTITY_TYPE_AT = {
+ENTITY_TYPE_AT = {
     f"{PREFIX}{collection}{slash}": entity_type
     for collection, entity_type in ENTITY_TYPE_OF.items()
     for slash in ("", "/")
 }
+"""Where callbacks come to."""

@@ -107,10 +107,22 @@ class Writer:
         """How many callers wait for a batch to take them."""
         return len(self._queue)
 
+    @property
+    def has_place(self) -> bool:
+        """Whether another caller may wait now."""
+        return self.alive and not self._draining and len(self._queue) < self._limits.queue_rows
+
     async def commit(self, entry: Entry) -> Receipt:
         """Write one entry; returns once it is committed.
 
         Raises QueueFullError, DrainingError or DatabaseUnavailableError where it was not, or where that is not known.
+        """
+        return await self.submit(entry)
+
+    def submit(self, entry: Entry) -> asyncio.Future[Receipt]:
+        """The same for who does not wait here: what `commit` raises later is the future's.
+
+        Raises QueueFullError or DrainingError where the entry cannot even wait.
         """
         size = len(entry.delivery.body) if entry.delivery else 0
         if self._draining or not self.alive:
@@ -123,7 +135,7 @@ class Writer:
         self._wake.set()
         if self._alarm is None:
             self._alarm = loop.call_at(waiting.deadline, self._give_up_on_late_ones)
-        return await waiting.answer
+        return waiting.answer
 
     def _give_up_on_late_ones(self) -> None:
         """Tell callers whose patience has run out to come again.
