@@ -213,8 +213,17 @@ async def test_who_cannot_be_committed_is_told_so_as_by_the_long_way(
         future.set_exception(DatabaseUnavailableError("Postgres did not commit", retry_after=10))
         return future
 
+    async def counted() -> int:
+        lines = (await receiver.http.get("/metrics")).text.splitlines()
+        counts = [
+            line for line in lines if line.startswith("jasper_receiver_callbacks_total{") and "database-unavail" in line
+        ]
+        return int(sum(float(line.rpartition(" ")[2]) for line in counts))
+
     monkeypatch.setattr(Writer, "submit", submit)
+    before = await counted()
     assert await both_ways(receiver, watched, monkeypatch, a_head(), BODY) == 1
+    assert await counted() == before + 2
     async with wire(receiver.http) as connection:
         await connection.send(a_head() + BODY)
         answer = await connection.answer()
