@@ -39,6 +39,15 @@ UNREACHABLE = (
 """What asyncpg raises where Postgres cannot be reached or went away."""
 
 
+PLANNED_ONCE = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
+"""For a connection that runs the same few statements all day, each of which finds its rows by their keys: each is planned once,
+and so that it does.
+
+To plan it anew takes as long as to run it. But left to itself Postgres plans it while there is next to nothing in the tables,
+when to pass all of their rows is the best that can be done; and keeps that plan until it has counted the rows again, a minute
+or so later, while an import fills the tables. What is passed all the same, such as a table of one row, counts as so expensive
+then that Postgres would compile the statement each time."""
+
 OF_THE_MOMENT = {"08", "25", "40", "53", "55", "57", "58"}
 """SQLSTATE classes that say nothing about the statement: a connection, a server that became read-only, a conflict, resources
 that ran out, a lock or a time-out, an operator, a disk (PostgreSQL manual, appendix A)."""
@@ -98,8 +107,7 @@ class Lookups:
     def __init__(self, dsn: str, *, size: int = LOOKUPS) -> None:
         async def open_connection(*_: object, **__: object) -> asyncpg.Connection:
             connection = await connect(dsn, application_name="jasper-receiver")
-            # To plan a page anew each time takes as long as to read it.
-            await connection.execute("SET plan_cache_mode = force_generic_plan")
+            await connection.execute(PLANNED_ONCE)
             return connection
 
         async def leave_as_it_is(_: object) -> None:

@@ -45,8 +45,9 @@ HEAD = select(func.coalesce(func.max(events.c.sequence), 0)).scalar_subquery()
 OLDEST_AFTER = select(retention.c.oldest_after).scalar_subquery()
 """The lowest position that is whole: the events up to it have been removed; 0 while none has."""
 
+# `max` is the same in every case but one: planned for a table of one row, it may come to pass all of them.
 _BOUNDS = """
-    SELECT coalesce((SELECT max(sequence) FROM events), 0) AS newest,
+    SELECT coalesce((SELECT sequence FROM events ORDER BY sequence DESC LIMIT 1), 0) AS newest,
            coalesce((SELECT oldest_after FROM retention), 0) AS oldest
 """
 

@@ -136,32 +136,38 @@ def _insertion(table: str, row: type[Struct], parameter: int, **arrays: tuple[in
 
 
 # All that a batch has to know in one statement, and all that it writes in another, as each costs a round trip, which a lone
-# callback waits for. The numbers are drawn while the lock is held.
+# callback waits for. The numbers are drawn while the lock is held. LATERAL with a LIMIT has each row found by its key, whatever
+# Postgres takes for cheap: see `app.db.engine.PLANNED_ONCE`.
 _LOOK = """
     SELECT 'drawn' AS what, setval('event_sequence', nextval('event_sequence') + $1::int - 1) AS sequence,
            NULL::uuid AS event_id, NULL::uuid AS delivery_id, NULL::bytea AS key, NULL AS entity_type, NULL AS entity_id,
            NULL::bigint AS version, NULL::bigint AS data_sequence, NULL AS data, NULL::timestamptz AS data_at,
-           clock_timestamp() AS created_at, (SELECT max(received_at) FROM events) AS updated_at,
+           clock_timestamp() AS created_at,
+           (SELECT received_at FROM events ORDER BY received_at DESC LIMIT 1) AS updated_at,
            NULL::timestamptz AS heard_at, NULL::timestamptz AS source_updated_at, NULL::timestamptz AS newest_at,
            NULL::timestamptz AS deleted_at
     UNION ALL
     SELECT 'original', k.sequence, e.id, e.delivery_id, k.key,
            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-    FROM idempotency_keys k LEFT JOIN events e ON e.sequence = k.sequence
+    FROM idempotency_keys k
+    LEFT JOIN LATERAL (SELECT id, delivery_id FROM events WHERE sequence = k.sequence LIMIT 1) e ON true
     WHERE k.key = ANY($2::bytea[])
     UNION ALL
     SELECT 'entity', n.sequence, e.id, e.delivery_id, NULL, n.entity_type, n.entity_id,
            n.version, n.data_sequence, d.data, d.occurred_at, n.created_at, n.updated_at,
            n.heard_at, n.source_updated_at, n.newest_at, n.deleted_at
     FROM unnest($3::text[], $4::text[]) AS wanted(entity_type, entity_id)
-    JOIN entities n ON n.entity_type = wanted.entity_type AND n.entity_id = wanted.entity_id
-    LEFT JOIN events e ON e.sequence = n.sequence
-    LEFT JOIN events d ON d.sequence = n.data_sequence
+    CROSS JOIN LATERAL (
+        SELECT * FROM entities one WHERE one.entity_type = wanted.entity_type AND one.entity_id = wanted.entity_id LIMIT 1
+    ) n
+    LEFT JOIN LATERAL (SELECT id, delivery_id FROM events WHERE sequence = n.sequence LIMIT 1) e ON true
+    LEFT JOIN LATERAL (SELECT data, occurred_at FROM events WHERE sequence = n.data_sequence LIMIT 1) d ON true
 """
 _FIND_KEPT = """
     SELECT d.id, d.status, d.event_sequence, e.id AS event_id, e.entity_type, e.entity_id, e.action, e.action_inferred,
            e.occurred_at, e.data
-    FROM deliveries d LEFT JOIN events e ON e.sequence = d.event_sequence
+    FROM deliveries d
+    LEFT JOIN LATERAL (SELECT * FROM events WHERE sequence = d.event_sequence LIMIT 1) e ON true
     WHERE d.id = ANY($1::uuid[])
 """
 _STORE = f"""

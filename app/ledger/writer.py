@@ -21,7 +21,7 @@ import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.db.engine import UNREACHABLE, connect
+from app.db.engine import PLANNED_ONCE, UNREACHABLE, connect
 from app.domain.values import Entry, Receipt, Unreadable
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError, UnavailableError
 from app.ledger.append import LOCK, append
@@ -247,9 +247,7 @@ class Writer:
     async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.Connection, list[Receipt]]:
         """Everything up to the commit. Raises _BrokenError where the connection broke."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await _translated(
-                lambda: open_ledger_connection(self._dsn, patience=self._limits.patience)
-            )
+            self._connection = await _translated(self._open_connection)
         connection = self._connection
         try:
             await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"))
@@ -260,6 +258,11 @@ class Writer:
             with suppress(Exception):
                 await connection.execute("ROLLBACK")
             raise
+
+    async def _open_connection(self) -> asyncpg.Connection:
+        connection = await open_ledger_connection(self._dsn, patience=self._limits.patience)
+        await connection.execute(PLANNED_ONCE)
+        return connection
 
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -1,5 +1,6 @@
 """Pages of the feed against a real Postgres: every way to find events finds the same ones."""
 
+import asyncio
 import random
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -101,9 +102,8 @@ async def test_a_reader_gets_every_wanted_event_once_and_in_order(
         assert await follow(engine, filters, after=after, limit=limit) == wanted, filters
 
 
-@pytest.fixture
-async def long_feed(engine: AsyncEngine) -> AsyncEngine:
-    """20,000 events, one a second."""
+async def fill(engine: AsyncEngine, first: int, last: int) -> None:
+    """Updates of one product each, a second apart, with the numbers from `first` to `last`."""
     async with engine.begin() as connection:
         await connection.execute(
             text(
@@ -112,11 +112,16 @@ async def long_feed(engine: AsyncEngine) -> AsyncEngine:
                     received_at, changed, changes, data, entity_version, entity_sequence)
                 SELECT n, gen_random_uuid(), 'product', n::text, 'update', false, false, 'webhook',
                     CAST(:start AS timestamptz) + n * interval '1 second', '{}', '[]', repeat('x', 500), 1, n
-                FROM generate_series(1, 20000) n
+                FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) n
                 """
             ),
-            {"start": NOW},
+            {"start": NOW, "first": first, "last": last},
         )
+
+
+@pytest.fixture
+async def long_feed(engine: AsyncEngine) -> AsyncEngine:
+    await fill(engine, 1, 20_000)
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text("VACUUM ANALYZE events"))
@@ -137,6 +142,27 @@ async def test_a_page_looks_at_its_own_events_only_whatever_plan_is_kept(
             asked = f"EXECUTE page({after}, false, '{{}}', 100, 16000000)"
             [plan] = await driver.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}")
             assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 600, (after, plan)
+
+
+async def test_a_page_looks_at_its_own_events_only_also_where_it_was_planned_for_one(
+    engine: AsyncEngine, database: str
+) -> None:
+    """Postgres plans a statement once and keeps the plan, until it has counted the rows anew: here never."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("ALTER TABLE events SET (autovacuum_enabled = off)"))
+        await fill(engine, 1, 1)
+        await connection.execute(text("VACUUM ANALYZE events"))
+        async with Lookups(database) as lookups:
+            for count in range(1, 5):
+                page = await queries.page_of_all(lookups, Filters(), after=None, limit=1)
+                assert len(page.events) == 1
+                await fill(engine, 1000 * count, 1000 * count + 999)
+        passed = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'events'"
+        asked = "SELECT seq_scan + idx_scan > 4 FROM pg_stat_user_tables WHERE relname = 'events'"
+        while not await connection.scalar(text(asked)):  # what a connection counted is told when it ends
+            await asyncio.sleep(0.01)
+        assert await connection.scalar(text(passed)) < 500
 
 
 async def test_a_time_is_found_as_a_position_however_long_the_feed_is(long_feed: AsyncEngine) -> None:

@@ -513,28 +513,44 @@ async def test_readers_are_woken_once_a_commit(writer: Writer, connection: async
     assert int(position) == await connection.fetchval("SELECT max(sequence) FROM events")
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_a_batch_looks_at_its_own_entities_only_whatever_plan_is_kept(
-    connection: asyncpg.Connection, mode: str
-) -> None:
+async def fill(connection: asyncpg.Connection, count: int) -> None:
+    """Products numbered from 1001 on, each with one event and one key."""
     await connection.execute(
         """
         INSERT INTO events (sequence, id, entity_type, entity_id, action, action_inferred, stale, source, received_at, changed,
             changes, data, entity_version, entity_sequence)
         SELECT n, gen_random_uuid(), 'product', n::text, 'update', false, false, 'webhook', now(), '{}', '[]',
             repeat('x', 500), 1, n
-        FROM generate_series(1, 20000) n;
-        INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at)
-        SELECT 'product', n::text, 1, n, n, now(), now(), now() FROM generate_series(1, 20000) n;
-        INSERT INTO idempotency_keys (key, sequence)
-        SELECT decode(md5(n::text), 'hex'), n FROM generate_series(1, 20000) n
-        """
+        FROM generate_series(1001, 1000 + $1) n
+        """,
+        count,
     )
+    await connection.execute(
+        """
+        INSERT INTO entities (entity_type, entity_id, version, sequence, data_sequence, created_at, updated_at, heard_at)
+        SELECT 'product', n::text, 1, n, n, now(), now(), now() FROM generate_series(1001, 1000 + $1) n
+        """,
+        count,
+    )
+    await connection.execute(
+        """
+        INSERT INTO idempotency_keys (key, sequence)
+        SELECT decode(md5(n::text), 'hex'), n FROM generate_series(1001, 1000 + $1) n
+        """,
+        count,
+    )
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_batch_looks_at_its_own_entities_only_whatever_plan_is_kept(
+    connection: asyncpg.Connection, mode: str
+) -> None:
+    await fill(connection, 20_000)
     for table in ("events", "entities", "idempotency_keys"):
         await connection.execute(f"VACUUM ANALYZE {table}")
     await connection.execute(f"SET plan_cache_mode = {mode}")
     await connection.execute(f"PREPARE look AS {_LOOK}")
-    for first in (1, 10_000, 19_990):
+    for first in (1_001, 10_000, 20_990):
         numbers = range(first, first + 10)
         keys = ",".join(f"\\\\x{md5(str(number).encode(), usedforsecurity=False).hexdigest()}" for number in numbers)
         ids, types = ",".join(map(str, numbers)), ",".join(["product"] * 10)
@@ -542,3 +558,29 @@ async def test_a_batch_looks_at_its_own_entities_only_whatever_plan_is_kept(
         [plan] = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}"))
         assert plan["Plan"]["Actual Rows"] == 21
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 200, (first, plan)
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["never counted", "counted when there was next to nothing"])
+async def test_a_batch_passes_no_whole_table_either_where_its_plan_was_made_for_an_empty_one(
+    database: str, connection: asyncpg.Connection, counted: bool
+) -> None:
+    """Postgres plans a statement once and keeps the plan, until it has counted the rows anew: here never."""
+    tables = ["events", "entities", "idempotency_keys", "deliveries"]
+    for table in tables:
+        await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+    if counted:
+        async with Writer(database) as writer:
+            await writer.commit(a_product(1))
+        for table in tables:
+            await connection.execute(f"VACUUM ANALYZE {table}")
+    async with Writer(database) as writer:
+        for number in range(10):
+            await writer.commit(a_product(number, minute=1))
+        await fill(connection, 5_000)
+        for number in range(10):
+            await writer.commit(a_product(number, minute=2))
+    passed = "SELECT sum(seq_tup_read + idx_tup_fetch)::int FROM pg_stat_user_tables WHERE relname = ANY($1)"
+    written = "SELECT n_tup_ins::int FROM pg_stat_user_tables WHERE relname = 'deliveries'"
+    while await connection.fetchval(written) < 20 + counted:  # what a connection counted is told when it ends
+        await asyncio.sleep(0.01)
+    assert await connection.fetchval(passed, tables) < 1_000
