@@ -39,14 +39,16 @@ UNREACHABLE = (
 """What asyncpg raises where Postgres cannot be reached or went away."""
 
 
-PLANNED_ONCE = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
-"""For a connection that runs the same few statements all day, each of which finds its rows by their keys: each is planned once,
-and so that it does.
+BY_KEYS = "SET enable_seqscan = off; SET jit = off"
+"""For every connection that reads or writes events: rows are found by their keys, as each query has its index.
 
-To plan it anew takes as long as to run it. But left to itself Postgres plans it while there is next to nothing in the tables,
-when to pass all of their rows is the best that can be done; and keeps that plan until it has counted the rows again, a minute
-or so later, while an import fills the tables. What is passed all the same, such as a table of one row, counts as so expensive
-then that Postgres would compile the statement each time."""
+Left to itself Postgres plans a statement while there is next to nothing in the tables, when to pass all of their rows is the
+best that can be done; and it may keep that plan until it has counted the rows again, a minute or so later, while an import
+fills the tables. What is passed all the same, such as a table of one row, counts as so expensive then that Postgres would
+compile the statement each time."""
+
+PLANNED_ONCE = f"{BY_KEYS}; SET plan_cache_mode = force_generic_plan"
+"""For a connection that runs the same few statements all day: to plan one anew takes as long as to run it."""
 
 OF_THE_MOMENT = {"08", "25", "40", "53", "55", "57", "58"}
 """SQLSTATE classes that say nothing about the statement: a connection, a server that became read-only, a conflict, resources
@@ -79,7 +81,9 @@ def create_engine(dsn: str, *, pool_size: int = POOL_SIZE) -> AsyncEngine:
     """The engine for all but the ledger: a bounded pool that hands out no connection of which it heard that it is closed."""
 
     async def open_connection() -> asyncpg.Connection:
-        return await connect(dsn, application_name="jasper-receiver")
+        connection = await connect(dsn, application_name="jasper-receiver")
+        await connection.execute(BY_KEYS)
+        return connection
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
