@@ -34,7 +34,9 @@ QUICK = {"fsync": "off", "synchronous_commit": "on"}
             {Fault.CUT: 2, Fault.LOCK: 1, Fault.DISK_FULL: 1, Fault.POSTGRES_FREEZE: 1},
             id="Postgres cuts, locks, is full and hangs",
         ),
-        pytest.param({Fault.RECEIVER_KILL: 2, Fault.POSTGRES_KILL: 2, Fault.CUT: 1}, id="all at once"),
+        pytest.param(
+            {Fault.RECEIVER_KILL: 2, Fault.POSTGRES_KILL: 2, Fault.CUT: 1}, id="all at once", marks=pytest.mark.long
+        ),
     ],
 )
 async def test_nothing_is_lost_doubled_or_out_of_order_whatever_crashes(

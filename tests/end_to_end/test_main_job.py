@@ -95,11 +95,19 @@ async def test_a_second_start_finds_its_webhook_and_its_data_again(tmp_path: Pat
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"secret_place": "bearer", "shape": "action_entity", "action_words": "update"}, id="bearer"),
+        pytest.param(
+            {"secret_place": "bearer", "shape": "action_entity", "action_words": "update"},
+            id="bearer",
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             {"secret_place": "hmac:Signature", "shape": "nested", "json_style": "php"}, id="hmac, php, nested"
         ),
-        pytest.param({"secret_place": "body:/meta/secret", "action_words": "ProductUpdated"}, id="in the body"),
+        pytest.param(
+            {"secret_place": "body:/meta/secret", "action_words": "ProductUpdated"},
+            id="in the body",
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             {"secret_place": "header:X-K", "shape": "headers", "update_verb": "patch"}, id="action in headers"
         ),

@@ -427,6 +427,7 @@ async def test_a_reconciliation_is_begun_with_the_keyboard_and_its_page_keeps_it
         await expect(table).to_contain_text(f"succeeded{done['compared']}{done['created']}00")
 
 
+@pytest.mark.long
 async def test_pictures_for_the_docs(furnished: Receiver, browser: Browser, tmp_path: Path) -> None:
     directory = ROOT / "docs/images" if RECORDING else tmp_path
     directory.mkdir(exist_ok=True)
