@@ -231,6 +231,10 @@ async def fill(dsn: str, past: Past) -> None:
                 await connection.execute(statement)
             await connection.execute(f"VACUUM ANALYZE {table}")
         await connection.fetchval("SELECT setval('event_sequence', $1)", past.events)
+        await connection.executemany(
+            "INSERT INTO consumers (name, position, updated_at) VALUES ($1, $2, now())",
+            [("far-behind", 0), ("half-way", past.events // 2), ("at-the-end", past.events)],
+        )
     finally:
         await connection.close()
 

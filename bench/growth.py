@@ -80,6 +80,7 @@ def questions(past: Past) -> list[Question]:
         Question("state of the busy entity as of the middle, by time", f"{products}/{past.busy_id}?as_of={middle}"),
         Question("history of the busy entity, its first 100", history),
         Question("history of the busy entity, its last 100", f"{history}&after={past.events - 100 * past.busy_every}"),
+        Question("how far three consumers are behind", "/v1/consumers"),
         Question("100 products by id, middle", f"{products}?limit=100&after={FIRST_ID + past.entities // 2}"),
     ]
 
