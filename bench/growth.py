@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ import click
 import msgspec
 
 from app.db.engine import create_engine
+from app.errors import DatabaseUnavailableError
 from app.ledger.retention import Periods, remove
 from bench.fill import RARE_NAME, Past, fill, latest
 from bench.load import Answers, Load, send
@@ -33,6 +34,12 @@ from bench.subjects.web import HEADERS
 _FASTEST = 12_000
 _CONNECTIONS = 64
 _SMALLEST = 10_000
+_REMOVED = 1_000_000
+"""How many of the oldest events are removed under load; of a shorter past the older half."""
+
+_STEADY = 500.0
+_SPAN = 5.0
+_LONGEST_REMOVAL = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,11 @@ class Side:
     found: dict[tuple[str, str], float]
     sent: list[Answers] = field(default_factory=list)
 
-    async def send(self, seconds: float) -> Answers:
-        """Send callbacks as fast as can be, going on behind those that were sent before."""
+    async def send(self, seconds: float, rate: float | None = None) -> Answers:
+        """Send callbacks, as fast as can be or so many a second, going on behind those that were sent before."""
         first = sum(one.sent for one in self.sent)
         path = str(self.callbacks.path)
-        load = Load(requests=path, ports=[self.port], connections=_CONNECTIONS, seconds=seconds, first=first)
+        load = Load(requests=path, ports=[self.port], connections=_CONNECTIONS, seconds=seconds, first=first, rate=rate)
         self.sent.append(await send(load))
         return self.sent[-1]
 
@@ -152,7 +159,7 @@ class Run:
 
     def _callbacks(self, past: Past, path: Path) -> Requests:
         known = latest(past, LIVELY)
-        count = int(_FASTEST * (self.seconds * (self.rounds + 1) + 1))
+        count = int(_FASTEST * (self.seconds * (self.rounds + 1) + 1) + _STEADY * _LONGEST_REMOVAL)
         made = bodies(known=known, first_id=FIRST_ID + past.entities)
         return write_requests(path, ["POST /callbacks/products"] * count, made, HEADERS)
 
@@ -173,13 +180,25 @@ class Run:
         for side, done in zip(sides, rounds, strict=True):
             side.found["intake", "a second"] = median(one.rate for one in done)
             side.found["intake, p99", "ms"] = median(one.percentiles[0.99] for one in done) * 1e3
-            async with _removing(side.dsn, side.past) as removal:
-                beside = await side.send(self.seconds)
-            self.say(f"intake while {removal.rate:,.0f} events a second are removed: {beside.rate:,.0f}/s")
-            side.found["intake while the oldest events are removed", "a second"] = beside.rate
-            side.found["intake while the oldest events are removed, p99", "ms"] = beside.percentiles[0.99] * 1e3
-            side.found["events removed meanwhile", "a second"] = removal.rate
+            await self._remove(side)
             await side.check()
+
+    async def _remove(self, side: Side) -> None:
+        """Have retention remove the oldest events, under full load at first, and at a steady rate until all are gone."""
+        async with _removing(side.dsn, side.past) as removal:
+            full = await side.send(self.seconds)
+            spans = [await side.send(_SPAN, _STEADY)]
+            while not removal.done():
+                spans.append(await side.send(_SPAN, _STEADY))
+            seconds = await removal
+        count = await value(side.dsn, "SELECT oldest_after FROM retention")
+        self.say(f"intake while the oldest {count:,} events are removed in {seconds:.0f} s: {full.rate:,.0f}/s")
+        side.found["intake while the oldest events are removed", "a second"] = full.rate
+        side.found["intake while the oldest events are removed, p99", "ms"] = full.percentiles[0.99] * 1e3
+        worst = max(one.percentiles[0.99] for one in spans)
+        side.found[f"p99 of {_STEADY:.0f} a second until they are gone, worst {_SPAN:.0f} s", "ms"] = worst * 1e3
+        side.found["events removed under load", "events"] = count
+        side.found["events removed under load, rate", "a second"] = count / seconds
 
     async def _ask(self, question: Question, side: Side) -> None:
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -194,36 +213,29 @@ class Run:
         side.found[f"{question.name}, p99", "ms"] = answers.percentiles[0.99] * 1e3
 
 
-@dataclass(slots=True)
-class _Removal:
-    """How many events went in a second; known once it is over."""
-
-    rate: float = 0.0
-
-
 @asynccontextmanager
-async def _removing(dsn: str, past: Past) -> AsyncIterator[_Removal]:
-    """Retention at work on the oldest fifth of the past, as long as the block lasts or there is something to do.
+async def _removing(dsn: str, past: Past) -> AsyncIterator[asyncio.Task[float]]:
+    """Retention at work on the oldest events, until all of them are gone; its result is how many seconds that took.
 
     The deliveries stay, so that each has to be made whole first: the most that it ever has to do.
     """
-    found = _Removal()
     engine = create_engine(dsn, pool_size=1)
-    day = timedelta(days=1)
-    begun = ended = time.perf_counter()
 
-    def end(_: object) -> None:
-        nonlocal ended
-        ended = time.perf_counter()
+    async def work() -> float:
+        day = timedelta(days=1)
+        now = past.time(min(_REMOVED, past.events // 2) + 1) + day
+        begun = time.perf_counter()
+        while True:
+            with suppress(DatabaseUnavailableError):  # it gave way to the ledger, and the service would go on later
+                await remove(engine, Periods(day, None), now=now)
+                return time.perf_counter() - begun
 
-    work = asyncio.create_task(remove(engine, Periods(day, None), now=past.time(past.events // 5) + day))
-    work.add_done_callback(end)
+    task = asyncio.create_task(work())
     try:
-        yield found
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-        found.rate = await value(dsn, "SELECT oldest_after::float8 FROM retention") / (ended - begun)
+        yield task
     finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await engine.dispose()
 
 
@@ -245,9 +257,9 @@ async def _removing(dsn: str, past: Past) -> AsyncIterator[_Removal]:
 def main(*, events: int, entities: int, seconds: float, rounds: int, directory: Path | None, as_json: bool) -> None:
     """Measure the service with a long past beside the same with one a hundredth as long.
 
-    Intake, also beside retention, pages, filters, states of the past, histories, start-up and disk. The report goes to
-    standard output, progress to standard error. Exits 0, or 1 where a callback was lost or doubled, or a call was not
-    answered with 2xx.
+    Intake, also while retention removes the oldest events, pages, filters, states of the past, histories, start-up and
+    disk. The report goes to standard output, progress to standard error. Exits 0, or 1 where a callback was lost or
+    doubled, or a call was not answered with 2xx.
     """
     with tempfile.TemporaryDirectory(prefix="jasper-growth-", dir=directory) as scratch:
         Path(scratch).chmod(0o755)  # for root's sake: Postgres then runs as somebody else
