@@ -18,7 +18,7 @@ from bench.load import LoadError
 from bench.measure import Round, Stage, Subject, Way, in_turn
 from bench.postgres import running_postgres
 from bench.processes import ProcessError
-from bench.products import bodies
+from bench.products import FASTEST, bodies
 from bench.reads import Reading, filled, positions, read
 from bench.report import Report, as_text, filesystem_of, summarise, this_machine
 from bench.requests import write_requests
@@ -27,8 +27,6 @@ from bench.subjects.service import service, service_template
 from bench.subjects.web import CEILING, FASTIFY, HEADERS, NAIVE, NAIVE_PAGE, TUNED
 
 _WARM_SECONDS = 1.0
-_FASTEST = 12_000
-"""Callbacks a second for which requests are prepared."""
 
 SUBJECTS: dict[str, Subject] = {one.name: one for one in (service(), CEILING, NAIVE, TUNED, FASTIFY, PgbenchSubject())}
 READERS = ("service", "naive", "pgbench")
@@ -56,7 +54,7 @@ class Options:
     @property
     def callbacks(self) -> int:
         """How many callbacks have to be prepared."""
-        wanted = [int(_FASTEST * (way.seconds + way.warm_seconds)) for way in self.ways]
+        wanted = [int(FASTEST * (way.seconds + way.warm_seconds)) for way in self.ways]
         return max(wanted + [BURST] * ("burst" in self.measures), default=0)
 
     @property
@@ -139,8 +137,8 @@ def main(
 ) -> None:
     """Measure the service beside its peers, all on the same Postgres with the same payloads.
 
-    MEASURES are intake (as fast as can be, the default), steady (at a rate), reads (pages of the feed) and burst (more
-    than can be taken). The report goes to standard output, progress to standard error.
+    MEASURES are intake (as fast as can be, the default), steady (at a rate), reads (pages of the feed) and burst
+    (20,000 callbacks over 512 connections, and a reader). The report goes to standard output, progress to standard error.
 
     Exits 0, or 1 where a subject lost or doubled a callback or could not be measured, 2 where it was called wrongly.
     """

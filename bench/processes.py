@@ -42,7 +42,7 @@ class WebProcess:
     @property
     def peak_memory(self) -> int:
         """Bytes of resident memory that the largest of it and its children ever had."""
-        return max(_peak_memory_of(one) for one in family_of(self.process_id))
+        return max(peak_memory_of(one) for one in family_of(self.process_id))
 
 
 @asynccontextmanager
@@ -134,7 +134,8 @@ def _stat(process_id: int) -> list[str]:
     return text.rpartition(")")[2].split()
 
 
-def _peak_memory_of(process_id: int) -> int:
+def peak_memory_of(process_id: int) -> int:
+    """Bytes of resident memory that a process ever had; 0 where it is gone."""
     try:
         lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

@@ -17,6 +17,9 @@ CREATED_SHARE = 0.25
 LIVELY = 10_000
 """Updates are of one of so many products that were created last."""
 
+FASTEST = 12_000
+"""Callbacks a second for which requests are prepared: more than any subject that keeps them can take here."""
+
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 """When the first of them happened."""
 
@@ -69,18 +72,19 @@ def bodies(
         if not alive or chance.random() < CREATED_SHARE:
             action, identity = "created", first_id + created
             product = {**catalog[created % len(catalog)], "id": identity} if catalog else made_up(chance, identity)
-            product["created_at"] = _time(number)
+            product["created_at"] = change_time(number)
             created += 1
             alive.append(product)
         else:
             action = "updated"
             product = alive[chance.randrange(max(0, len(alive) - LIVELY), len(alive))]
             _change(chance, product)
-        product["updated_at"] = _time(number)
+        product["updated_at"] = change_time(number)
         yield msgspec.json.encode({"event": f"product.{action}", "data": product})
 
 
-def _time(number: int) -> str:
+def change_time(number: int) -> str:
+    """When change number so much happened: each a second after the one before."""
     return (BEGIN + timedelta(seconds=number)).isoformat().replace("+00:00", "Z")
 
 

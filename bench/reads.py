@@ -107,10 +107,10 @@ class Reading:
 
     async def _pgbench(self, position: Position) -> Round:
         way = position.way(self.seconds, self.warm_seconds)
+        scripts = [position.script]
+        await run_pgbench(self.postgres, self.database, scripts, way, seconds=way.warm_seconds, variables={})
         cpu = self.postgres.cpu
-        done = await run_pgbench(
-            self.postgres, self.database, [position.script], way, seconds=way.seconds, variables={}
-        )
+        done = await run_pgbench(self.postgres, self.database, scripts, way, seconds=way.seconds, variables={})
         return pgbench_round(way, done, postgres_cpu=self.postgres.cpu - cpu)
 
 
@@ -122,7 +122,9 @@ async def read(reading: Reading, names: Sequence[str], rounds: int, say: Callabl
             try:
                 results = await reading.round_of(name)
             except (ProcessError, LoadError) as exc:
-                results = [Round(subject=name, way="pages", problem=f"it could not be measured: {exc}")]
+                problem = f"it could not be measured: {exc}"
+                ways = [one.way(reading.seconds, reading.warm_seconds) for one in reading.positions]
+                results = [Round(subject=name, way=way.name, problem=problem) for way in ways]
             for one in results:
                 say(f"{one.way}, round {number + 1} of {rounds}: {name} {one.rate:,.0f}/s {one.problem or ''}")
             done += results

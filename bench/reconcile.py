@@ -16,9 +16,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,9 @@ from app.db.engine import create_engine
 from app.db.migrate import migrate
 from app.sealing import generate_key
 from app.serving import listen
-from bench.products import made_up
+from bench.processes import ROOT, peak_memory_of
+from bench.products import change_time, made_up
 
-ROOT = Path(__file__).parents[1]
-BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _WATCH = 0.05
 _KILL_WITHIN = 600.0
 
@@ -56,8 +54,8 @@ class ListJasper:
     def put(self, identity: int, chance: random.Random) -> None:
         """Create or change a product."""
         self.changes += 1
-        moment = (BEGIN + timedelta(seconds=self.changes)).isoformat().replace("+00:00", "Z")
-        self.products[identity] = msgspec.json.encode({**made_up(chance, identity), "updated_at": moment})
+        product = {**made_up(chance, identity), "updated_at": change_time(self.changes)}
+        self.products[identity] = msgspec.json.encode(product)
 
     def arrange(self) -> None:
         """Order the products by their ids, once after changes."""
@@ -168,11 +166,9 @@ class Bench:
 async def _watch(pid: int) -> int:
     """The most memory that a process holds until its end (VmHWM, in bytes)."""
     peak = 0
-    with suppress(OSError, StopIteration):
-        while True:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()  # noqa: ASYNC240 - not on a disk
-            peak = max(peak, 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1]))
-            await asyncio.sleep(_WATCH)
+    while seen := peak_memory_of(pid):
+        peak = seen
+        await asyncio.sleep(_WATCH)
     return peak
 
 

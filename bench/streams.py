@@ -1,31 +1,28 @@
-"""Measures idle and waking streams: memory, connections, queries, and the time from a commit to its readers.
+"""`python -m bench.streams`: idle and waking streams, in memory, queries, and the time from a commit to its readers.
 
-    python bench/streams.py --streams 500 --commits 40
-
-Starts `jasper-receiver serve` as a process of its own on the embedded Postgres in a temporary directory, opens the
-streams over loopback, and writes by the ledger from this process, as another replica would.
+The receiver is `jasper-receiver serve`, as a process of its own on an embedded Postgres. The streams are opened over loopback,
+and the ledger is written from this process, as another replica would.
 """
 
-import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-import httpx
+import click
 
 from app.db.embedded import embedded_postgres
 from app.domain.values import Action, EntityType, Entry, JsonText, Reading
 from app.ledger.writer import Writer
-from app.serving import listen
+from bench.load import percentile
+from bench.processes import cpu_of, running_web
 
 KEY = "a-key-for-the-bench-only"
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -71,38 +68,8 @@ class Client:
         """Hang up."""
         self.task.cancel()
         self._writer.close()
-        with contextlib.suppress(asyncio.CancelledError):
+        with suppress(asyncio.CancelledError):
             await self.task
-
-
-@contextlib.asynccontextmanager
-async def receiver(data_dir: Path) -> AsyncIterator[tuple[str, int]]:
-    """A receiver in a process of its own: its address and process id."""
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "DATA_DIR": str(data_dir),
-        "PORT": str(port),
-        "ADMIN_API_KEY": KEY,
-        "ROLES": "api",
-        "LOG_LEVEL": "warning",
-    }
-    command = (sys.executable, "-m", "app.cli.commands", "serve")
-    process = await asyncio.create_subprocess_exec(*command, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient() as http:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                await http.get(f"{url}/healthz")
-                break
-            await asyncio.sleep(0.1)
-    try:
-        yield url, process.pid
-    finally:
-        process.terminate()
-        begun = time.perf_counter()
-        await process.wait()
-        print(f"shutdown with the streams open: {time.perf_counter() - begun:.2f} s")
 
 
 def resident(pid: int) -> int:
@@ -110,40 +77,38 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
-def processor(pid: int) -> float:
-    """Processor time that a process has used, seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def main(count: int, commits: int, *, apart: bool) -> None:
+async def measure(count: int, commits: int, *, apart: bool, directory: Path) -> None:
     """Run all measurements and print them."""
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
-        embedded_postgres(Path(directory)) as dsn,
-    ):
-        async with receiver(Path(directory)) as (url, pid), Writer(dsn) as writer:
+    environment = {"DATA_DIR": str(directory), "ADMIN_API_KEY": KEY, "ROLES": "api", "LOG_LEVEL": "warning"}
+    command = (sys.executable, "-m", "app.cli.commands", "serve")
+    with embedded_postgres(directory) as dsn:
+        async with AsyncExitStack() as held:
+            served = await held.enter_async_context(AsyncExitStack())
+            receiver = await served.enter_async_context(
+                running_web(command, environment, directory=directory, ready="/healthz")
+            )
+            writer = await held.enter_async_context(Writer(dsn))
+            url, pid = f"http://127.0.0.1:{receiver.port}", receiver.process_id
             sql = await asyncpg.connect(dsn)
-            warm = Client()
-            await warm.open(url, "action=delete")
+            held.push_async_callback(sql.close)
+            await _opened(held, url, "action=delete")
             await asyncio.sleep(1)
             before = resident(pid)
-            clients = [Client() for _ in range(count)]
-            for number, client in enumerate(clients):
-                await client.open(url, f"entity_id=x&entity_id={number}" if apart else "after=0")
+            queries = [f"entity_id=x&entity_id={number}" if apart else "after=0" for number in range(count)]
+            clients = [await _opened(held, url, query) for query in queries]
             await asyncio.sleep(15)  # Postgres counts what idle connections did some seconds late
-            print(f"{count} streams: {(resident(pid) - before) / count / 1024:.1f} KiB each")
+            click.echo(f"{count} streams: {(resident(pid) - before) / count / 1024:.1f} KiB each")
 
-            used, transactions, begun = processor(pid), await sql.fetchval(_TRANSACTIONS), time.perf_counter()
+            used, transactions, begun = cpu_of(pid), await sql.fetchval(_TRANSACTIONS), time.perf_counter()
             await asyncio.sleep(20)
-            used, transactions = processor(pid) - used, await sql.fetchval(_TRANSACTIONS) - transactions
+            used, transactions = cpu_of(pid) - used, await sql.fetchval(_TRANSACTIONS) - transactions
             seconds = time.perf_counter() - begun
-            print(f"idle: {transactions / seconds:.1f} transactions/s, {used / seconds:.1%} of a core")
+            click.echo(f"idle: {transactions / seconds:.1f} transactions/s, {used / seconds:.1%} of a core")
             busy = []
             for _ in range(200):
                 busy.append(await sql.fetchval(_BUSY))
                 await asyncio.sleep(0.05)
-            print(f"idle: connections in a transaction: median {statistics.median(busy):.0f}, most {max(busy)}")
+            click.echo(f"idle: connections in a transaction: median {statistics.median(busy):.0f}, most {max(busy)}")
 
             waits: list[float] = []
             for number in range(commits):
@@ -158,28 +123,39 @@ async def main(count: int, commits: int, *, apart: bool) -> None:
                     await arrivals.complete.wait()
                 waits += [arrived - committed for arrived in arrivals.times]
             waits.sort()
-            marks = {"median": 0.5, "p95": 0.95, "p99": 0.99}
-            said = ", ".join(f"{name} {waits[int(len(waits) * part)] * 1000:.1f} ms" for name, part in marks.items())
-            print(
-                f"from the commit to each of {count} readers, {commits} commits: {said}, most {waits[-1] * 1000:.1f} ms"
+            said = ", ".join(f"{name} {percentile(waits, share) * 1e3:.1f} ms" for name, share in _MARKS.items())
+            click.echo(
+                f"from the commit to each of {count} readers, {commits} commits: {said}, most {waits[-1] * 1e3:.1f} ms"
             )
-        for client in [warm, *clients]:
-            await client.close()
-        await sql.close()
+            begun = time.perf_counter()
+            await served.aclose()
+            click.echo(f"shutdown with the streams open: {time.perf_counter() - begun:.2f} s")
 
 
+async def _opened(held: AsyncExitStack, url: str, query: str) -> Client:
+    client = Client()
+    await client.open(url, query)
+    held.push_async_callback(client.close)
+    return client
+
+
+_MARKS = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 _TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
 _BUSY = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jasper-receiver'"
     " AND state <> 'idle'"
 )
 
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--streams", default=500, show_default=True, type=click.IntRange(1, 1_000))
+@click.option("--commits", default=40, show_default=True, type=click.IntRange(1))
+@click.option("--apart", is_flag=True, help="Each stream with filters of its own, so that none is shared.")
+def main(streams: int, commits: int, *, apart: bool) -> None:
+    """Measure idle and waking streams."""
+    with tempfile.TemporaryDirectory(prefix="jasper-streams-", ignore_cleanup_errors=True) as directory:
+        asyncio.run(measure(streams, commits, apart=apart, directory=Path(directory)))
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=500)
-    parser.add_argument("--commits", type=int, default=40)
-    parser.add_argument(
-        "--apart", action="store_true", help="each stream with filters of its own, so that none is shared"
-    )
-    given = parser.parse_args()
-    asyncio.run(main(given.streams, given.commits, apart=given.apart))
+    main()

@@ -26,7 +26,7 @@ class Transactions:
 async def run_pgbench(
     postgres: Postgres, database: str, scripts: list[str], way: Way, *, seconds: float, variables: dict[str, str]
 ) -> Transactions:
-    """Run scripts in turn, prepared, one connection a client. Raises LoadError with what pgbench said."""
+    """Run scripts, each as often as the others, prepared, one connection a client. Raises LoadError with what pgbench said."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         arguments = ["-n", "-M", "prepared", "-l", "--log-prefix=log", "-c", str(way.connections)]
@@ -85,7 +85,7 @@ class PgbenchSubject:
         return None
 
     async def measure(self, stage: Stage, way: Way) -> Round:
-        """One round. The bodies are those of a few of the prepared requests, in turn."""
+        """One round. The bodies are those of a few of the prepared requests."""
         postgres, database = stage.postgres, "round"
         step = max(1, len(stage.requests) // _BODIES)
         bodies = [stage.requests.body(number * step).decode() for number in range(_BODIES)]

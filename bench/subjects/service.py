@@ -18,9 +18,14 @@ from bench.subjects.web import HEADERS, SECRET, WebSubject
 TEMPLATE = "service_template"
 
 _ENCRYPTION_KEY = generate_key()
+# Where all is well, there are as many of each.
 _ROWS = """
-    SELECT (SELECT count(*) FROM deliveries WHERE status = 'accepted'),
-           (SELECT count(*) FROM (SELECT DISTINCT entity_id, occurred_at FROM events) changes)
+    SELECT greatest(deliveries, events), least(deliveries, events, changes)
+    FROM (
+        SELECT (SELECT count(*) FROM deliveries WHERE status = 'accepted') AS deliveries,
+               (SELECT count(*) FROM events) AS events,
+               (SELECT count(*) FROM (SELECT DISTINCT entity_id, occurred_at FROM events) one) AS changes
+    ) counted
 """
 
 

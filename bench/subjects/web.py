@@ -36,12 +36,9 @@ class WebSubject:
     template: str = "template1"
     schema: str = ""
     processes: int = 1
-    needs: str | None = None
 
     async def missing(self) -> str | None:
-        """Why it cannot be measured here: a program that is not there."""
-        if self.needs and shutil.which(self.needs) is None:
-            return f"{self.needs} is not installed"
+        """It runs wherever the benchmark does."""
         return None
 
     @asynccontextmanager
@@ -77,6 +74,7 @@ class WebSubject:
                 connections=way.connections,
                 seconds=way.seconds,
                 rate=way.rate,
+                cycle=self.rows is None,  # what keeps nothing may be sent the same again
             )
             warm = await send(replace(load, seconds=way.warm_seconds))
             seen = await observe(postgres, processes, replace(load, first=warm.sent))
@@ -117,7 +115,7 @@ NAIVE = WebSubject(
     about="FastAPI, pydantic, SQLAlchemy's ORM: delivery and latest state, a commit a request",
     command=_uvicorn("bench.peers.naive:app"),
     ready="/openapi.json",
-    rows="SELECT count(*), count(DISTINCT md5(body::text)) FROM deliveries",
+    rows=DELIVERIES_ROWS,
 )
 
 TUNED = WebSubject(
