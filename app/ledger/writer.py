@@ -151,9 +151,12 @@ class Writer:
                 continue
             if waiting.deadline > now:
                 self._alarm = loop.call_at(waiting.deadline, self._give_up_on_late_ones)
-                return
+                break
             reason = f"Postgres did not commit within {self._limits.patience} s"
             _fail(waiting, DatabaseUnavailableError(reason, retry_after=10))
+        # Who was told gives its room back, so its body must not stay here until the batch in front of it has ended.
+        while self._queue and self._queue[0].answer.done():
+            self._queue.popleft()
 
     async def _run(self) -> None:
         try:

@@ -418,6 +418,24 @@ async def test_nothing_is_answered_while_the_commit_cannot_be_had(
     assert await connection.fetchval("SELECT count(*) FROM events") == 1
 
 
+async def test_who_was_told_to_come_again_is_kept_no_longer(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its room is given back, so what it sent must not fill the memory behind a batch that does not end."""
+    ended = asyncio.Event()
+
+    async def hang(_self: Writer, _entries: list[Entry]) -> list[Receipt]:
+        await ended.wait()
+        raise DatabaseUnavailableError("Postgres went away")
+
+    monkeypatch.setattr(Writer, "_commit", hang)
+    async with Writer(database, WriterLimits(patience=0.2, batch_rows=1)) as writer:
+        results = await asyncio.gather(
+            *(writer.commit(a_product(number)) for number in range(5)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {DatabaseUnavailableError}
+        assert writer.queued == 0
+        ended.set()
+
+
 async def test_who_waited_for_the_lock_in_vain_is_told_and_the_next_one_is_served(
     database: str, connection: asyncpg.Connection
 ) -> None:
