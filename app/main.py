@@ -130,11 +130,11 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
     registrar = Registrar(settings, engine=engine, sealer=sealer, http=jasper)
     keyring = Keyring(registrar.store, _header_values(settings))
     await keyring.try_refresh()  # Postgres may have gone again; callbacks are then told to come later
+    tally = Tally(engine)
+    held.push_async_callback(tally.flush)  # after the writer's last commits
     writer = await held.enter_async_context(Writer(dsn))
     wakeup = await held.enter_async_context(Wakeup(dsn))
     refused = Rejections()
-    tally = Tally(engine)
-    held.push_async_callback(tally.flush)
     intake = Intake(
         keyring=keyring,
         writer=writer,

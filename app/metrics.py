@@ -35,7 +35,7 @@ CALLBACKS = Counter(
 )
 CALLBACK_SECONDS = Histogram(
     f"{PREFIX}_callback_seconds",
-    "Seconds from the head of a callback to its commit",
+    "Seconds from a callback's head, or from its body where that follows at once, to its commit",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
     registry=_own,
 )

@@ -37,7 +37,7 @@ class Shortcut(Protocol):
 
 
 LARGEST_HEAD = 64 * 1024
-"""Bytes of a request's line and headers."""
+"""Bytes of a request's line and headers; and of what nobody reads between the pieces of its body and behind them."""
 
 SLOWEST_HEAD = 10.0
 """Seconds from the connection, or a later request's first byte, to the end of the headers."""
@@ -47,18 +47,20 @@ SLOWEST_BODY = 15.0
 less patient, so that its senders get an answer (`app.intake.body`)."""
 
 SLOWEST_READER = 60.0
-"""Seconds in which a peer has to take something of an answer that waits for it."""
+LEAST_TAKEN = 256 * 1024
+"""Seconds in which a peer has to take so many bytes of an answer that waits for it, or all that is left."""
 
 LONGEST_HELD_BACK = 0.05
 """Seconds in which the rest of a request has to follow its beginning for the shortcut: a proxy may send the head and the body
 one after the other."""
 
 MOST_HELD_BACK = 64 * 1024
-"""Bytes of a body for the shortcut that comes in several pieces, as much as uvicorn takes before anybody reads it."""
+MOST_PIECES = 16
+"""Bytes and pieces of a body for the shortcut that comes in several. As many bytes uvicorn takes before anybody reads them."""
 
 
 class JoiningTransport(asyncio.Transport):
-    """A transport that sends the head and the body of an answer together.
+    """A transport that sends the head and the body of an answer together, and gives up on a peer that does not take them.
 
     Uvicorn writes them one after the other, and uvloop makes a system call of each, which is most of what sending costs. So
     what is written is held back until more follows, or until the event loop's turn ends. Nothing but one piece is ever held, so
@@ -70,6 +72,7 @@ class JoiningTransport(asyncio.Transport):
         self._transport = transport
         self._loop = loop
         self._held: bytes | bytearray | memoryview | None = None
+        self._taking: asyncio.TimerHandle | None = None
         # Asked often, and not to be answered by way of here.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -95,6 +98,27 @@ class JoiningTransport(asyncio.Transport):
         """Close, once everything is sent."""
         self._let_go()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self.expect_taking()
+
+    def expect_taking(self) -> None:
+        """Expect the peer to take what waits for it, at whatever pace, from now on until `expect_nothing`; else abort."""
+        if self._taking is None:
+            waiting = self._transport.get_write_buffer_size()
+            self._taking = self._loop.call_later(SLOWEST_READER, self._look_what_was_taken, waiting)
+
+    def expect_nothing(self) -> None:
+        """All was taken, or the connection is gone."""
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
+    def _look_what_was_taken(self, waited: int) -> None:
+        self._taking = None
+        if self._transport.get_write_buffer_size() > max(0, waited - LEAST_TAKEN):
+            self.abort()
+        else:
+            self.expect_taking()
 
     def _let_go(self) -> None:
         if self._held is not None:
@@ -113,30 +137,52 @@ class BoundedProtocol(HttpToolsProtocol):
         self._joining = JoiningTransport(transport, self.loop)
         super().connection_made(self._joining)
         self._in_head = True
-        self._head_size = 0
+        self._beside = 0  # bytes since the last that were a body's
         self._deadline: float | None = None
         self._watch: asyncio.TimerHandle | None = None
-        self._taking: asyncio.TimerHandle | None = None
         self._expect_within(SLOWEST_HEAD)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; a head that has become too large is refused."""
+        """Take what came; a head that has become too large is refused, and so is too much around a body."""
         while data and not self.transport.is_closing():
-            size = len(data)
-            if self._in_head:
-                if self._deadline is None:
-                    self._expect_within(SLOWEST_HEAD)
-                size = LARGEST_HEAD - self._head_size
-                if size == 0:
-                    self.send_400_response(f"The head of a request may have {LARGEST_HEAD} bytes.")
-                    return
-                self._head_size += min(size, len(data))
+            if self._in_head and self._deadline is None:
+                self._expect_within(SLOWEST_HEAD)
+            size = LARGEST_HEAD - self._beside
+            if size == 0:
+                self.send_400_response(
+                    f"The head of a request may have {LARGEST_HEAD} bytes, and so may what stands around its body."
+                )
+                return
+            self._beside += min(size, len(data))
             super().data_received(data[:size])
             data = data[size:]
+        # Uvicorn waits for the next request from the answer on; but it gave that up as this one's body was still to come.
+        if self._deadline is None and self.timeout_keep_alive_task is None and self.is_idle:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every request that came has its answer."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def on_message_begin(self) -> None:
+        """A request begins, maybe together with the end of the one before."""
+        super().on_message_begin()
+        if self._deadline is None:
+            self._expect_within(SLOWEST_HEAD)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. What comes like one behind a body is no header (RFC 9110, section 6.5.1), and nobody asked for it."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The body begins, if there is one."""
         self._in_head = False
+        self._beside = 0
         self._expect_within(SLOWEST_BODY)
         if self.parser.should_upgrade() and any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
@@ -149,35 +195,49 @@ class BoundedProtocol(HttpToolsProtocol):
         """Hand the request to the application."""
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body has come."""
+        self._beside = 0
+        self.take_body(body)
+
+    def take_body(self, body: bytes) -> None:
+        """Hand a piece of the body to the application."""
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The next request may begin; until it does, uvicorn's own time-out for idle connections counts."""
         self._in_head = True
-        self._head_size = 0
+        self._beside = 0
         self._deadline = None
         super().on_message_complete()
 
     def pause_writing(self) -> None:
         """The peer does not keep up."""
         super().pause_writing()
-        self._taking = self.loop.call_later(SLOWEST_READER, self.transport.abort)
+        self._joining.expect_taking()
 
     def resume_writing(self) -> None:
-        """The peer has caught up."""
+        """The peer has caught up, though perhaps not with all that is to be sent before the connection closes."""
         super().resume_writing()
-        if self._taking is not None:
-            self._taking.cancel()
+        if not self.transport.is_closing():
+            self._joining.expect_nothing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
-        for timer in (self._watch, self._taking):
-            if timer is not None:
-                timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        self._joining.expect_nothing()
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # which may know this connection: a circle, kept until it is looked for
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong, once, and close."""
-        if not self.transport.is_closing():
+        """Say what is wrong, once, and close. An answer that is due comes first, and is the last: it may be of a commit."""
+        if self.transport.is_closing():
+            return
+        if self.is_idle or self.cycle.more_body:
             super().send_400_response(msg)
+        else:
+            self.cycle.keep_alive = False
 
     def _refuse_to_upgrade(self) -> NoReturn:
         """The parser takes what follows for another protocol: the request would come without its body, as if it had none."""
@@ -218,6 +278,7 @@ class ShortcutProtocol(BoundedProtocol):
         super().connection_made(transport)
         self._shortcut: Shortcut | None = self.app_state.get("shortcut")
         self._held_back: list[bytes] | None = None
+        self._held_size = 0
         self._patience: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -232,22 +293,25 @@ class ShortcutProtocol(BoundedProtocol):
             self._shortcut is not None
             and self.url in self._shortcut.urls
             and self.parser.get_method() == b"POST"
-            and self._is_idle()
+            and self.is_idle
             and not self.expect_100_continue
             and not self.flow.write_paused
         ):
             self._held_back = []
+            self._held_size = 0
         else:
             super().begin_request()
 
-    def on_body(self, body: bytes) -> None:
-        """Hold back the body, too, but not a large one."""
-        if self._held_back is not None:
-            self._held_back.append(body)
-            if len(self._held_back) > 1 and sum(map(len, self._held_back)) > MOST_HELD_BACK:
-                self._go_the_long_way()
-        else:
-            super().on_body(body)
+    def take_body(self, body: bytes) -> None:
+        """Hold back the body, too, but no large one and not many pieces."""
+        if self._held_back is None:
+            super().take_body(body)
+            return
+        self._held_back.append(body)
+        self._held_size += len(body)
+        pieces = len(self._held_back)
+        if pieces > MOST_PIECES or (pieces > 1 and self._held_size > MOST_HELD_BACK):
+            self._go_the_long_way()
 
     def on_message_complete(self) -> None:
         """Offer the whole request to the shortcut."""
@@ -272,16 +336,12 @@ class ShortcutProtocol(BoundedProtocol):
         self._hold_back_no_more()
         super().connection_lost(exc)
 
-    def _is_idle(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is None or cycle.response_complete
-
     def _go_the_long_way(self) -> None:
         held_back = self._hold_back_no_more()
         if held_back is not None:
             super().begin_request()
-            for chunk in held_back:
-                super().on_body(chunk)
+            for piece in held_back:
+                super().take_body(piece)
 
     def _hold_back_no_more(self) -> list[bytes] | None:
         held_back, self._held_back = self._held_back, None

@@ -15,7 +15,7 @@ from app.intake.judge import check
 from app.intake.router import ENTITY_TYPE_AT, Intake, answer_to, decoded, note_receipt, note_refusal, read
 from app.logs import REQUEST_ID
 from app.middleware import HEADER, request_id_of
-from app.problems import problem_response
+from app.problems import problem_response, unexpected_response
 from app.protocol import Answer, RawHeaders
 from app.tracing import handed_on, is_tracing
 
@@ -53,15 +53,19 @@ class CallbackShortcut:
             token = REQUEST_ID.set(request_id.decode())
             try:
                 receipt = committed.result()
+                note_receipt(intake, entry, receipt, perf_counter() - started)
             except ReceiverError as exc:
                 note_refusal(intake, path, exc, perf_counter() - started)
                 response = problem_response(exc, path)
-                answer(response.status_code, [*response.raw_headers, (HEADER, request_id)], bytes(response.body))
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the caller waits for an answer
+                note_refusal(intake, path, ReceiverError(), perf_counter() - started)
+                response = unexpected_response(exc, {"method": "POST", "path": path})
             else:
-                note_receipt(intake, entry, receipt, perf_counter() - started)
                 answer(HTTPStatus.OK, *answer_to(receipt, request_id))
+                return
             finally:
                 REQUEST_ID.reset(token)
+            answer(response.status_code, [*response.raw_headers, (HEADER, request_id)], bytes(response.body))
 
         intake.writer.submit(entry).add_done_callback(finish)
         return True

@@ -84,7 +84,7 @@ class Tally:
     _counted: dict[_Key, list[int]] = field(default_factory=dict)
 
     def note(self, entity_type: EntityType, outcome: Outcome, seconds: float) -> None:
-        """One callback was answered, so many seconds after its headers had come."""
+        """One callback was answered, so many seconds after it had come (its body, where that followed its head at once)."""
         key = (int(time.time()) // 60, entity_type, outcome)
         counts = self._counted.get(key)
         if counts is None:

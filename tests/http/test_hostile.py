@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import pytest
 
-from app import protocol
+from app import protocol, serving
 from app.intake import body as intake_body
 from tests.builders import an_event
-from tests.http.conftest import ADMIN_KEY, SECRET, Reader, Receiver
+from tests.http.conftest import ADMIN_KEY, SECRET, Reader, Receiver, Start
 from tests.http.wire import Wire, wire
 
 BODY = b'{"event":"product.updated","data":{"id":1001,"name":"Hoodie"}}'
@@ -112,6 +112,11 @@ SHAPES: dict[str, tuple[bytes, set[int]]] = {
     "a compressed transfer": (_post(b"Transfer-Encoding: gzip, chunked", body=b"0\r\n\r\n"), {200}),
     "a negative chunk": (_post(b"Transfer-Encoding: chunked", body=b"-1\r\n\r\n"), NO_HTTP),
     "an endless chunk size": (_post(b"Transfer-Encoding: chunked", body=b"f" * 40 + b"\r\n"), NO_HTTP),
+    "the secret behind the body": (
+        _head(b"POST /callbacks/products HTTP/1.1", b"Transfer-Encoding: chunked")
+        + b"%x\r\n%b\r\n0\r\nX-Secret: %b\r\n\r\n" % (len(BODY), BODY, SECRET.encode()),
+        {401},
+    ),
     "a chunk that lies": (_post(b"Transfer-Encoding: chunked", body=b"3\r\n12345\r\n0\r\n\r\n"), NO_HTTP),
 }
 
@@ -221,6 +226,18 @@ async def test_a_length_that_is_too_short_makes_no_second_callback(receiver: Rec
     assert second is not None
     assert second[0] == 400
     assert await receiver.sql.fetchval("SELECT body FROM deliveries") == BODY[:10]
+
+
+async def test_who_is_told_of_its_commit_is_not_told_of_what_follows(receiver: Receiver) -> None:
+    """It came together with what is no HTTP. Told of that alone, Jasper would send again what was committed."""
+    async with wire(receiver.http) as connection:
+        await connection.send(POST + b"Content-Length: %d\r\n\r\n%b}}\r\n\r\n" % (len(BODY), BODY))
+        answer = await connection.answer()
+        assert await connection.rest() == b""
+    assert answer is not None
+    assert (answer[0], answer[1]["connection"]) == (200, "close")
+    assert json.loads(answer[2])["status"] == "accepted"
+    assert await receiver.counts() == (1, 1)
 
 
 async def test_a_body_that_ends_before_its_length_is_not_kept(receiver: Receiver) -> None:
@@ -342,11 +359,11 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> Bound:
     return lambda name, seconds: monkeypatch.setattr(protocol, name, seconds)
 
 
-async def drip(connection: Wire, data: bytes, pause: float = 0.02) -> None:
-    """Send byte by byte, for ever; nothing where there is nothing to send."""
+async def drip(connection: Wire, data: bytes, pause: float = 0.02, *, whole: bool = False) -> None:
+    """Send the bytes for ever, each by itself or all of them together; nothing where there is nothing to send."""
     while data:
-        for byte in data:
-            await connection.send(bytes([byte]))
+        for piece in [data] if whole else [bytes([byte]) for byte in data]:
+            await connection.send(piece)
             await asyncio.sleep(pause)
 
 
@@ -362,6 +379,44 @@ async def test_a_head_that_does_not_end_is_cut_off(reader: Reader, bound: Bound,
         dripping = asyncio.create_task(drip(connection, line))
         assert await connection.rest() == b""
         dripping.cancel()
+
+
+async def test_a_head_that_begins_behind_another_request_has_as_little_time(reader: Reader, bound: Bound) -> None:
+    bound("SLOWEST_HEAD", 0.5)
+    async with wire(reader.http) as connection:
+        await connection.send(GET + b"\r\nGET / HTTP/1.1\r\n")
+        assert await connection.answer() is not None
+        assert await connection.rest() == b""
+
+
+@pytest.mark.parametrize("path", [b"/nowhere", b"/callbacks/products"])
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [(b"1;", b"x" * 1_000), (b"1\r\nx\r\n0\r\na: ", b"x" * 1_000), (b"1\r\nx\r\n0\r\n", b"a: b\r\n" * 200)],
+    ids=["extension", "trailer", "trailers"],
+)
+async def test_what_stands_around_a_body_cannot_go_on_for_ever(
+    receiver: Receiver, bound: Bound, path: bytes, begin: bytes, piece: bytes
+) -> None:
+    """Nobody reads it, and so nobody holds it up."""
+    bound("SLOWEST_BODY", 3_600)
+    bound("LARGEST_HEAD", 4_096)
+    async with wire(receiver.http) as connection:
+        await connection.send(b"POST %b HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n" % path + begin)
+        dripping = asyncio.create_task(drip(connection, piece, pause=0, whole=True))
+        await connection.rest()
+        dripping.cancel()
+
+
+async def test_who_was_answered_before_its_body_had_ended_cannot_stay_for_ever(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "KEEP_ALIVE", 0.2)
+    async with start() as receiver, wire(receiver.http) as connection:
+        await connection.send(b"POST /nowhere HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n\r\n")
+        assert await connection.answer() is not None
+        await connection.send(b"12345")
+        assert await connection.rest() == b""
 
 
 async def test_a_waiting_reader_is_not_taken_for_a_slow_sender(reader: Reader, bound: Bound) -> None:

@@ -1,8 +1,10 @@
 """The shortcut of callbacks: nobody can tell it from the long way, and only who is usual takes it."""
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from app import protocol
 from app.db.engine import connect
+from app.db.locks import Lock
 from app.domain.values import Entry, Receipt
 from app.errors import DatabaseUnavailableError
 from app.intake import router, shortcut
@@ -285,6 +288,75 @@ async def test_a_large_body_in_pieces_is_not_held_back(
     assert answer is not None
     assert json.loads(answer[2])["status"] == "accepted"
     assert watched.went_the_long_way == 1
+
+
+async def test_a_body_in_many_pieces_is_not_held_back(
+    receiver: Receiver, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may come together: tens of thousands of single bytes, of which each would be looked at with all before it."""
+    monkeypatch.setattr(protocol, "LONGEST_HELD_BACK", 20)
+    head, pieces = a_head("Transfer-Encoding: chunked", size=None), b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
+    async with wire(receiver.http) as connection:
+        await connection.send(head + pieces)
+        while not watched.went_the_long_way:
+            await asyncio.sleep(0.005)
+        await connection.send(b"0\r\n\r\n")
+        answer = await connection.answer()
+    assert answer is not None
+    assert json.loads(answer[2])["status"] == "accepted"
+
+
+async def test_of_a_connection_that_is_gone_nothing_stays_in_memory(receiver: Receiver, watched: Watched) -> None:
+    """Its last request, with the secret in it, would else be there until the collector looks, which is seldom."""
+    gc.disable()
+    try:
+        async with wire(receiver.http) as connection:
+            await connection.send(a_head() + BODY)
+            await answered(connection)
+            server = weakref.ref(await watched.begun.get())
+            assert server() is not None
+        async with asyncio.timeout(10):
+            while server() is not None:
+                await asyncio.sleep(0.005)
+    finally:
+        gc.enable()
+    assert watched.went_the_long_way == 0
+
+
+async def test_what_is_committed_while_the_service_ends_is_counted(
+    start: Start, watched: Watched, database: str
+) -> None:
+    other = await connect(database, application_name="test")
+    await other.execute("SELECT pg_advisory_lock($1)", Lock.FEED.key)
+    async with start() as receiver:
+        async with wire(receiver.http) as connection:
+            await connection.send(a_head() + BODY)
+            server = await watched.begun.get()
+        while not server.transport.is_closing():
+            await asyncio.sleep(0.005)
+        writer: Writer = server.app_state["intake"].writer
+
+        async def let_go() -> None:
+            while writer.has_place:
+                await asyncio.sleep(0.005)
+            await other.execute("SELECT pg_advisory_unlock($1)", Lock.FEED.key)
+
+        letting_go = asyncio.create_task(let_go())
+    await letting_go
+    assert await other.fetchval("SELECT sum(count) FROM callback_minutes WHERE outcome = 'accepted'") == 1
+    await other.close()
+
+
+async def test_whatever_goes_wrong_after_the_commit_the_caller_is_answered(
+    receiver: Receiver, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    for module in (shortcut, router):
+        monkeypatch.setattr(module, "note_receipt", fail)
+    assert await both_ways(receiver, watched, monkeypatch, a_head(), BODY) == 1
+    assert await receiver.counts() == (2, 2)
 
 
 async def test_a_sender_that_hangs_up_before_its_answer_has_told_what_it_told(

@@ -1,19 +1,27 @@
-"""How answers leave the server: the head with the body, nothing later than the turn of the loop it was written in."""
+"""How answers leave the server: the head with the body, nothing later than the turn of the loop it was written in.
+
+And what becomes of who does not take them.
+"""
 
 import asyncio
 from collections.abc import Iterable
 
 import pytest
 
-from app.protocol import JoiningTransport
+from app import protocol
+from app.protocol import LEAST_TAKEN, JoiningTransport
 
 
 class RecordingTransport(asyncio.Transport):
-    """Notes what is sent and how it is closed."""
+    """Notes what is sent and how it is closed. `waiting` says how much the peer has not taken, each time that is asked."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[object] = []
+        self.waiting = [0]
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting.pop(0) if len(self.waiting) > 1 else self.waiting[0]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.sent.append(bytes(data))
@@ -78,3 +86,56 @@ async def test_what_was_written_is_sent_before_the_connection_is_closed(
     await asyncio.sleep(0)
     assert below.sent == [b"answer", "closed"]
     assert transport.is_closing()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SLOWEST_READER", 0.01)
+
+
+async def until_aborted(below: RecordingTransport) -> None:
+    async with asyncio.timeout(5):
+        while below.sent[-1:] != ["aborted"]:
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_does_not_take_its_last_answer_cannot_keep_the_connection(
+    below: RecordingTransport, transport: JoiningTransport
+) -> None:
+    """However little it is: what waits below the mark at which a server stops writing is told to nobody."""
+    below.waiting = [1]
+    transport.write(b"answer")
+    transport.close()
+    await until_aborted(below)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_takes_a_long_answer_slowly_gets_all_of_it(
+    below: RecordingTransport, transport: JoiningTransport
+) -> None:
+    seen = below.waiting = [LEAST_TAKEN * left for left in range(20, 0, -1)] + [0] * 3
+    transport.expect_taking()
+    async with asyncio.timeout(5):
+        while len(seen) > 1:
+            await asyncio.sleep(0.005)
+    transport.expect_nothing()
+    await asyncio.sleep(0.05)
+    assert below.sent == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_takes_too_little_is_given_up(below: RecordingTransport, transport: JoiningTransport) -> None:
+    below.waiting = [LEAST_TAKEN * 3, LEAST_TAKEN * 2, LEAST_TAKEN + 1]
+    transport.expect_taking()
+    await until_aborted(below)
+    assert below.waiting == [LEAST_TAKEN + 1]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_has_taken_everything_is_left_alone(below: RecordingTransport, transport: JoiningTransport) -> None:
+    below.waiting = [5]
+    transport.expect_taking()
+    transport.expect_nothing()
+    await asyncio.sleep(0.05)
+    assert below.sent == []
