@@ -77,7 +77,6 @@ class Answers:
     percentiles: dict[float, float]
     longest: float
     cpu: float
-    received: int
     exhausted: bool
     samples: dict[int, str] = field(default_factory=dict)
 
@@ -148,7 +147,6 @@ class _Client:
         self._sent = 0
         self._under_way = 0
         self._unanswered = 0
-        self._received = 0
         self._statuses: dict[int, int] = {}
         self._samples: dict[int, str] = {}
         self._latencies = array("Q")
@@ -249,7 +247,6 @@ class _Client:
             count = 0
         if count == 0:
             return self._reconnect(descriptor, connection)
-        self._received += count
         if connection.missing:
             connection.missing -= count
         else:
@@ -309,7 +306,6 @@ class _Client:
             percentiles={share: percentile(ordered, share) / _SECOND for share in PERCENTILES} if ordered else {},
             longest=ordered[-1] / _SECOND if ordered else 0.0,
             cpu=cpu,
-            received=self._received,
             exhausted=self._may_run_out and self._sent >= self._most,
             samples=self._samples,
         )

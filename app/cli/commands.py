@@ -70,7 +70,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print rec
 def main() -> None:
     """Receive Jasper PIM's callbacks, and serve what they say in order.
 
-    Settings come from environment variables and a .env file; the README lists them.
+    Settings come from environment variables and a .env file; docs/settings.md lists them.
     """
 
 
