@@ -102,7 +102,7 @@ class JoiningTransport(asyncio.Transport):
             self.expect_taking()
 
     def expect_taking(self) -> None:
-        """Expect the peer to take what waits for it, at whatever pace, from now on until `expect_nothing`; else abort."""
+        """Abort unless the peer takes what waits for it, at least as fast as it has to, from now on until `expect_nothing`."""
         if self._taking is None:
             waiting = self._transport.get_write_buffer_size()
             self._taking = self._loop.call_later(SLOWEST_READER, self._look_what_was_taken, waiting)
@@ -156,8 +156,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._beside += min(size, len(data))
             super().data_received(data[:size])
             data = data[size:]
-        # Uvicorn waits for the next request from the answer on; but it gave that up as this one's body was still to come.
         if self._deadline is None and self.timeout_keep_alive_task is None and self.is_idle:
+            self._wait_for_next_request()
+
+    def _wait_for_next_request(self) -> None:
+        """Uvicorn does so from the answer on; but it gave that up where the rest of the body came after the answer."""
+        if not self.transport.is_closing():
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -228,7 +232,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._watch.cancel()
         self._joining.expect_nothing()
         super().connection_lost(exc)
-        self.cycle = None  # type: ignore[assignment]  # which may know this connection: a circle, kept until it is looked for
+        # What would keep it in memory, with its last request: a timer where it was reset, and a circle.
+        self._unset_keepalive_if_required()
+        self.cycle = None  # type: ignore[assignment]  # there is none any more
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong, once, and close. An answer that is due comes first, and is the last: it may be of a commit."""
