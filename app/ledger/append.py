@@ -18,13 +18,14 @@ from uuid import UUID
 import asyncpg
 import msgspec
 from msgspec import Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from app.db.locks import Lock
 from app.db.wakeup import FEED_CHANNEL
 from app.domain.duplicates import idempotency_keys
 from app.domain.fold import fold
 from app.domain.values import (
+    Action,
     Delivery,
     DeliveryStatus,
     Entity,
@@ -136,33 +137,43 @@ def _insertion(table: str, row: type[Struct], parameter: int, **arrays: tuple[in
 
 
 # All that a batch has to know in one statement, and all that it writes in another, as each costs a round trip, which a lone
-# callback waits for. The numbers are drawn while the lock is held. LATERAL with a LIMIT has each row found by its key, whatever
-# Postgres takes for cheap: see `app.db.engine.PLANNED_ONCE`.
+# callback waits for. LATERAL with a LIMIT has each row found by its key, whatever Postgres takes for cheap: see
+# `app.db.engine.PLANNED_ONCE`. The numbers are drawn while the lock is held, and behind the newest event wherever the sequence
+# stands, as after a replication that leaves sequences out: a number below one that a reader has passed would never be seen.
 _LOOK = """
-    SELECT 'drawn' AS what, setval('event_sequence', nextval('event_sequence') + $1::int - 1) AS sequence,
+    SELECT 'drawn' AS what,
+           setval(
+               'event_sequence',
+               greatest(
+                   nextval('event_sequence'), coalesce((SELECT sequence FROM events ORDER BY sequence DESC LIMIT 1), 0) + 1
+               ) + $1::int - 1
+           ) AS sequence,
            NULL::uuid AS event_id, NULL::uuid AS delivery_id, NULL::bytea AS key, NULL AS entity_type, NULL AS entity_id,
-           NULL::bigint AS version, NULL::bigint AS data_sequence, NULL AS data, NULL::timestamptz AS data_at,
+           NULL::bigint AS version, NULL::bigint AS data_sequence, NULL::int AS data_size, NULL AS data,
+           NULL::timestamptz AS data_at,
            clock_timestamp() AS created_at,
            (SELECT received_at FROM events ORDER BY received_at DESC LIMIT 1) AS updated_at,
            NULL::timestamptz AS heard_at, NULL::timestamptz AS source_updated_at, NULL::timestamptz AS newest_at,
            NULL::timestamptz AS deleted_at
     UNION ALL
     SELECT 'original', k.sequence, e.id, e.delivery_id, k.key,
-           NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
     FROM idempotency_keys k
     LEFT JOIN LATERAL (SELECT id, delivery_id FROM events WHERE sequence = k.sequence LIMIT 1) e ON true
     WHERE k.key = ANY($2::bytea[])
     UNION ALL
     SELECT 'entity', n.sequence, e.id, e.delivery_id, NULL, n.entity_type, n.entity_id,
-           n.version, n.data_sequence, d.data, d.occurred_at, n.created_at, n.updated_at,
-           n.heard_at, n.source_updated_at, n.newest_at, n.deleted_at
-    FROM unnest($3::text[], $4::text[]) AS wanted(entity_type, entity_id)
+           n.version, n.data_sequence, octet_length(d.data),
+           CASE WHEN wanted.compared AND octet_length(d.data) <= $6::int THEN d.data END,
+           d.occurred_at, n.created_at, n.updated_at, n.heard_at, n.source_updated_at, n.newest_at, n.deleted_at
+    FROM unnest($3::text[], $4::text[], $5::boolean[]) AS wanted(entity_type, entity_id, compared)
     CROSS JOIN LATERAL (
         SELECT * FROM entities one WHERE one.entity_type = wanted.entity_type AND one.entity_id = wanted.entity_id LIMIT 1
     ) n
     LEFT JOIN LATERAL (SELECT id, delivery_id FROM events WHERE sequence = n.sequence LIMIT 1) e ON true
     LEFT JOIN LATERAL (SELECT data, occurred_at FROM events WHERE sequence = n.data_sequence LIMIT 1) d ON true
 """
+_LOAD_DATA = "SELECT data FROM events WHERE sequence = $1"
 _FIND_KEPT = """
     SELECT d.id, d.status, d.event_sequence, e.id AS event_id, e.entity_type, e.entity_id, e.action, e.action_inferred,
            e.occurred_at, e.data
@@ -178,13 +189,18 @@ _STORE = f"""
     ), kept AS (
         INSERT INTO idempotency_keys (key, sequence) SELECT * FROM unnest($6::bytea[], $7::bigint[])
     ), noted AS (
-        UPDATE registrations r SET proof = given.proof, last_callback_at = given.received_at
-        FROM {_given(_Proof, 8)[1]}
-        WHERE r.entity_type = given.entity_type
+        UPDATE registrations r SET proof = free.proof, last_callback_at = free.received_at
+        FROM (
+            SELECT given.entity_type, given.proof, given.received_at
+            FROM {_given(_Proof, 8)[1]} JOIN registrations r ON r.entity_type = given.entity_type
             -- What was told long ago and is read now says nothing of where the proof is today.
-            AND (r.last_callback_at IS NULL OR r.last_callback_at <= given.received_at)
+            WHERE (r.last_callback_at IS NULL OR r.last_callback_at <= given.received_at)
             -- Under load the row is written once a second, not with every batch.
             AND (r.proof IS DISTINCT FROM given.proof OR r.last_callback_at < given.received_at - interval '1 second')
+            -- Who registers may hold the row, and the next batch will note it as well.
+            FOR NO KEY UPDATE OF r SKIP LOCKED
+        ) AS free
+        WHERE r.entity_type = free.entity_type
     ), moved AS (
         {_insertion("entities", _EntityRow, 9)}
         ON CONFLICT (entity_type, entity_id) DO UPDATE SET
@@ -206,6 +222,14 @@ _STORE_REREAD = f"""
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 _Identity = tuple[EntityType, str]
+
+
+_MOST_LOADED = 64 * 1024
+"""Bytes of an entity's data up to which it is loaded with all others of the batch; a larger one is loaded by itself when it is
+needed, so that a batch of hundreds of small callbacks about large entities fills no memory."""
+
+_NOT_LOADED = JsonText(b"")
+"""Stands for data that there is, but that was not loaded: it is large, or nothing is compared with it."""
 
 
 class _Original(Struct, frozen=True, gc=False):
@@ -266,9 +290,27 @@ async def append(connection: asyncpg.Connection, entries: Sequence[Entry]) -> li
     """
     keys = [_keys(entry) for entry in entries]
     batch = await _look(connection, entries, keys)
-    receipts = [_enter(batch, entry, own) for entry, own in zip(entries, keys, strict=True)]
+    receipts = []
+    for entry, own in zip(entries, keys, strict=True):
+        sequence = _large_one_to_compare(batch, entry)
+        large = None if sequence is None else await connection.fetchval(_LOAD_DATA, sequence)
+        receipts.append(_enter(batch, entry, own, large))
     await _store(connection, batch, entries)
     return receipts
+
+
+def _is_compared(entry: Entry) -> bool:
+    """Whether the data that an entry brings may be compared with the entity's: only an update tells differences."""
+    reading = entry.reading
+    return isinstance(reading, Reading) and reading.data is not None and reading.action in {None, Action.UPDATE}
+
+
+def _large_one_to_compare(batch: _Batch, entry: Entry) -> int | None:
+    """The number of the event that holds the data to compare with, where that is not loaded yet."""
+    if isinstance(entry.reading, Unreadable) or not _is_compared(entry):
+        return None
+    entity = batch.entities.get((entry.entity_type, entry.reading.entity_id))
+    return entity.data_sequence if entity is not None and entity.data is _NOT_LOADED else None
 
 
 def _keys(entry: Entry) -> tuple[bytes, ...]:
@@ -279,14 +321,19 @@ def _keys(entry: Entry) -> tuple[bytes, ...]:
 
 async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: Sequence[tuple[bytes, ...]]) -> _Batch:
     """Everything the batch has to know, however large it is."""
-    readable = [(entry.entity_type, entry.reading.entity_id) for entry in entries if isinstance(entry.reading, Reading)]
-    wanted = list(dict.fromkeys(readable))
+    wanted: dict[_Identity, bool] = {}
+    for entry in entries:
+        if isinstance(entry.reading, Reading):
+            identity = (entry.entity_type, entry.reading.entity_id)
+            wanted[identity] = wanted.get(identity, False) or _is_compared(entry)
     rows = await connection.fetch(
         _LOOK,
         len(entries),
         [key for own in keys for key in own],
         [entity_type for entity_type, _ in wanted],
         [entity_id for _, entity_id in wanted],
+        list(wanted.values()),
+        _MOST_LOADED,
     )
     ids = [entry.delivery_id for entry in entries if entry.delivery_id is not None]
     kept = await connection.fetch(_FIND_KEPT, ids) if ids else []
@@ -308,10 +355,11 @@ async def _look(connection: asyncpg.Connection, entries: Sequence[Entry], keys: 
 
 
 def _entity(row: asyncpg.Record) -> Entity:
+    data = row["data"]
     return Entity(
         version=row["version"],
         sequence=row["sequence"],
-        data=None if row["data"] is None else JsonText(row["data"].encode()),
+        data=None if row["data_size"] is None else _NOT_LOADED if data is None else JsonText(data.encode()),
         data_sequence=row["data_sequence"],
         data_at=row["data_at"],
         created_at=row["created_at"],
@@ -332,8 +380,10 @@ def _kept(row: asyncpg.Record) -> _Kept:
     return _Kept(DeliveryStatus(row["status"]), row["event_id"], says)
 
 
-def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
-    """Decide what becomes of one entry, in the light of all before it in the batch."""
+def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...], large: str | None = None) -> Receipt:
+    """Decide what becomes of one entry, in the light of all before it in the batch; `large` is the entity's data where it was
+    loaded by itself.
+    """  # noqa: D205 - one sentence
     delivery_id = entry.delivery_id or new_id()
     kept = batch.kept.get(delivery_id)
     if kept is not None and kept.stands(entry):
@@ -348,6 +398,8 @@ def _enter(batch: _Batch, entry: Entry, keys: tuple[bytes, ...]) -> Receipt:
 
     identity = (entry.entity_type, entry.reading.entity_id)
     before = batch.entities.get(identity)
+    if before is not None and large is not None:
+        before = replace(before, data=JsonText(large.encode()))
     folded = fold(
         before,
         entry.reading,
@@ -411,7 +463,7 @@ def _keep(
         id=delivery_id,
         entity_type=delivery.entity_type,
         status=status,
-        received_at=delivery.received_at,
+        received_at=min(delivery.received_at, batch.now),  # should it be read later, this is when it was heard
         client=delivery.client,
         proof=delivery.proof,
         headers=msgspec.json.encode(delivery.headers).decode(),

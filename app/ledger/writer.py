@@ -35,6 +35,17 @@ _ABOUT_THE_ROW = {"22", "23", "54"}
 """SQLSTATE classes that mean that the row is at fault, not the moment: data, integrity, program limit
 (PostgreSQL manual, appendix A)."""
 
+_ABOUT_THE_TABLES = {"23502", "23505"}
+"""Two of these that no callback can cause, a missing value and a number or key that is taken: the tables are of a newer
+version, or were changed by hand. So it has to come again, and is not kept as one that cannot be read."""
+
+
+_READ_ONLY = "25006"
+"""What a server answers that takes no writes any more: the connection leads to the wrong one, whatever it was."""
+
+HEARTBEAT = 30.0
+_HEARTBEAT_PATIENCE = 1.0
+"""Seconds after which an idle connection is looked at, and within which it has to answer."""
 
 _TURNS = 16
 """Turns of the event loop in which the callers of a batch are answered."""
@@ -164,14 +175,31 @@ class Writer:
                 if not self._queue:
                     if self._draining:
                         return
-                    self._wake.clear()
-                    await self._wake.wait()
+                    await self._wait_for_work()
                     continue
                 self._under_way = self._take()
                 await self._write(self._under_way)
                 self._under_way = []
         finally:
             self._refuse_all(DrainingError("the writer has stopped"))
+
+    async def _wait_for_work(self) -> None:
+        """Wait until something is queued or the writer ends, and see to it meanwhile that the connection leads somewhere.
+
+        What stands between may forget an idle connection without a word; then the next callback would wait for nobody.
+        """
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HEARTBEAT):
+                await self._wake.wait()
+                return
+        if self._connection is not None:
+            try:
+                async with asyncio.timeout(_HEARTBEAT_PATIENCE):
+                    await self._connection.execute("SELECT 1")
+            except (asyncpg.PostgresError, *UNREACHABLE) as exc:
+                _log.warning("the idle connection of the ledger was lost", extra={"reason": _describe(exc)})
+                await self._drop_connection()
 
     def _take(self) -> list[_Waiting]:
         """The next batch; callers that gave up waiting have been told to come again and are left out."""
@@ -210,7 +238,7 @@ class Writer:
                 await self._write([waiting])
             return
         [waiting] = batch
-        if isinstance(waiting.entry.reading, Unreadable):
+        if isinstance(waiting.entry.reading, Unreadable) or _sqlstate(cause) in _ABOUT_THE_TABLES:
             _log.error("delivery could not be kept", extra={"reason": _describe(cause)})
             _fail(waiting, DatabaseUnavailableError("the delivery could not be kept", retry_after=60))
             return
@@ -245,6 +273,8 @@ class Writer:
         except _BrokenError as exc:
             await self._drop_connection()
             raise DatabaseUnavailableError("Postgres went away in the commit") from exc
+        except asyncpg.PostgresError as exc:  # of whatever class: every row had been taken by then
+            raise DatabaseUnavailableError(f"Postgres did not commit ({_describe(exc)})") from exc
         return receipts
 
     async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.Connection, list[Receipt]]:
@@ -255,6 +285,8 @@ class Writer:
         try:
             await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"))
             return connection, await _translated(lambda: append(connection, entries))
+        except _BrokenError:  # maybe one that does not answer, and would not to a ROLLBACK
+            raise
         except Exception as exc:
             if connection.is_closed():  # whatever it looks like, the row is not at fault
                 raise _BrokenError from exc
@@ -282,12 +314,19 @@ class _BrokenError(Exception):
     """The connection to Postgres broke."""
 
 
+_IDLE = 5.0
+"""Seconds without a statement after which Postgres ends a transaction: the feed's lock must not be held by a process, or a
+machine, that stands still."""
+
+
 async def open_ledger_connection(dsn: str, *, patience: float) -> asyncpg.Connection:
     """A connection to write the ledger with: a commit on it is durable, and no statement outlasts `patience` seconds.
 
     Raises DatabaseUnavailableError.
     """
-    connection = await connect(dsn, application_name="jasper-receiver ledger", statement_timeout=patience)
+    connection = await connect(
+        dsn, application_name="jasper-receiver ledger", statement_timeout=patience, idle_in_transaction=_IDLE
+    )
     # Whatever an administrator made the default: who waited for the feed's lock has to see what was committed meanwhile.
     await connection.execute("SET default_transaction_isolation = 'read committed'")
     if await connection.fetchval("SHOW synchronous_commit") == "off":
@@ -304,8 +343,10 @@ async def _translated(work: Callable[[], Awaitable[_T]]) -> _T:
             raise
         raise _BrokenError from exc
     except asyncpg.PostgresError as exc:
-        if (exc.sqlstate or "")[:2] in _ABOUT_THE_ROW:
+        if _sqlstate(exc)[:2] in _ABOUT_THE_ROW:
             raise
+        if _sqlstate(exc) == _READ_ONLY:
+            raise _BrokenError from exc
         raise DatabaseUnavailableError(f"Postgres cannot write now ({_describe(exc)})") from exc
 
 
@@ -329,7 +370,10 @@ def _fail(waiting: _Waiting, error: UnavailableError) -> None:
         waiting.answer.set_exception(error)
 
 
+def _sqlstate(error: Exception) -> str:
+    return getattr(error, "sqlstate", None) or ""
+
+
 def _describe(error: Exception) -> str:
     """The kind of an error, without its message, which may quote the row."""
-    sqlstate = getattr(error, "sqlstate", None)
-    return f"{type(error).__name__}, SQLSTATE {sqlstate}" if sqlstate else type(error).__name__
+    return f"{type(error).__name__}, SQLSTATE {_sqlstate(error)}" if _sqlstate(error) else type(error).__name__

@@ -18,8 +18,9 @@ from app.db.locks import Lock
 from app.domain.values import Delivery, DeliveryStatus, EntityType, Entry, Reading, Receipt
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError
 from app.jasper.reading import interpret
-from app.ledger.append import _LOOK
-from app.ledger.writer import Writer, WriterLimits
+from app.ledger import writer as ledger_writer
+from app.ledger.append import _LOOK, LOCK
+from app.ledger.writer import Writer, WriterLimits, open_ledger_connection
 
 NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 Rows = list[dict[str, Any]]
@@ -102,7 +103,11 @@ async def test_times_grow_with_the_numbers_whatever_the_clocks_say(
     assert times == sorted(times)
     assert times[-1] < now
     kept = await rows(connection, "SELECT received_at FROM deliveries ORDER BY id")
-    assert [row["received_at"] for row in kept] == [began + timedelta(hours=hour) for hour in hours]
+    heard = [row["received_at"] for row in kept]
+    assert [time if time < began else None for time in heard] == [
+        began + timedelta(hours=hour) if hour < 0 else None for hour in hours
+    ]
+    assert max(heard) < now  # else a callback that is read later would seem to be told then
 
 
 async def test_the_body_of_a_delivery_can_be_put_together_again_byte_for_byte(
@@ -572,7 +577,8 @@ async def test_a_batch_looks_at_its_own_entities_only_whatever_plan_is_kept(
         numbers = range(first, first + 10)
         keys = ",".join(f"\\\\x{md5(str(number).encode(), usedforsecurity=False).hexdigest()}" for number in numbers)
         ids, types = ",".join(map(str, numbers)), ",".join(["product"] * 10)
-        asked = f"EXECUTE look(10, '{{{keys}}}', '{{{types}}}', '{{{ids}}}')"
+        compared = ",".join(["true"] * 10)
+        asked = f"EXECUTE look(10, '{{{keys}}}', '{{{types}}}', '{{{ids}}}', '{{{compared}}}', 65536)"
         [plan] = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}"))
         assert plan["Plan"]["Actual Rows"] == 21
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 200, (first, plan)
@@ -602,3 +608,161 @@ async def test_a_batch_passes_no_whole_table_either_where_its_plan_was_made_for_
     while await connection.fetchval(written) < 20 + counted:  # what a connection counted is told when it ends
         await asyncio.sleep(0.01)
     assert await connection.fetchval(passed, tables) < 1_000
+
+
+CUT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name LIKE '%ledger' AND datname = current_database()
+"""
+
+
+async def test_a_server_that_takes_no_writes_is_left_for_one_that_does(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    """As while another takes over: the address leads to a standby for a moment, and then to the new primary."""
+    name = await connection.fetchval("SELECT current_database()")
+    await writer.commit(a_product(1))
+    await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await connection.execute(CUT)
+    with pytest.raises(DatabaseUnavailableError):
+        await writer.commit(a_product(2))
+    await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    assert (await writer.commit(a_product(2))).status is DeliveryStatus.ACCEPTED
+
+
+async def test_a_server_that_became_read_only_under_the_connection_is_left(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    await writer.commit(a_product(1))
+    assert writer._connection is not None
+    await writer._connection.execute("SET default_transaction_read_only = on")
+    assert (await writer.commit(a_product(2))).status is DeliveryStatus.ACCEPTED
+    assert await connection.fetchval("SELECT count(*) FROM events") == 2
+
+
+async def test_numbers_go_on_behind_the_events_wherever_the_sequence_stands(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    await commit_all(writer, *(a_product(number) for number in range(3)))
+    await connection.execute("SELECT setval('event_sequence', 1)")
+    await asyncio.gather(*(writer.commit(a_product(number)) for number in range(3, 6)))
+    numbers = [row["sequence"] for row in await rows(connection, "SELECT sequence FROM events ORDER BY sequence")]
+    assert numbers[:3] == [1, 2, 3]
+    assert len(numbers) == 6
+    assert len(set(numbers)) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE events ADD COLUMN later integer NOT NULL",
+        "CREATE UNIQUE INDEX ON events ((true)); INSERT INTO events SELECT * FROM events",
+    ],
+    ids=["a newer version", "a number that is taken"],
+)
+async def test_tables_that_do_not_fit_are_never_taken_for_the_fault_of_a_callback(
+    writer: Writer, connection: asyncpg.Connection, change: str
+) -> None:
+    if "UNIQUE" in change:
+        await writer.commit(a_product(1))
+    await connection.execute(change.partition(";")[0])
+    before = await connection.fetchval("SELECT count(*) FROM deliveries")
+    with pytest.raises(DatabaseUnavailableError):
+        await writer.commit(a_product(2))
+    assert await connection.fetchval("SELECT count(*) FROM deliveries") == before
+
+
+async def test_what_postgres_refuses_at_the_commit_is_never_taken_for_the_fault_of_a_row(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    """Such as notifications that find no more room."""
+    await connection.execute(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '54000'; END $$;
+        CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION refuse()
+        """
+    )
+    with pytest.raises(DatabaseUnavailableError):
+        await writer.commit(a_product(1))
+    assert await connection.fetchval("SELECT count(*) FROM deliveries") == 0
+    await connection.execute("DROP TRIGGER at_commit ON events")
+    assert (await writer.commit(a_product(1))).status is DeliveryStatus.ACCEPTED
+
+
+async def test_differences_to_large_data_are_told_and_large_data_is_loaded_only_for_them(
+    writer: Writer, connection: asyncpg.Connection
+) -> None:
+    text = "x" * 200_000
+    await writer.commit(a_product(1, minute=0, text=text, price=1))
+    await asyncio.gather(  # one batch
+        writer.commit(a_product(1, minute=1, text=text, price=2)),
+        writer.commit(a_product(1, minute=2, text=text, price=3)),
+        writer.commit(a_product(1, minute=3, price=3)),
+        writer.commit(a_notification(1)),
+        writer.commit(a_product(1, minute=4, price=4)),
+    )
+    events = await rows(connection, "SELECT changed, octet_length(changes) AS size FROM events ORDER BY sequence")
+    assert [set(event["changed"]) - {"updated_at"} for event in events] == [
+        *(set(), {"price"}, {"price"}, {"text"}, set(), {"price"})
+    ]
+    await writer.commit(a_product(1, minute=5, text=text))
+    for compared, most, loaded in [(False, 10**6, 0), (True, 64 * 1024, 0), (True, 10**6, 1)]:
+        found = await connection.fetch(_LOOK, 1, [], ["product"], ["1"], [compared], most)
+        [entity] = [row for row in found if row["what"] == "entity"]
+        assert (entity["data"] is not None) == loaded
+        assert entity["data_size"] > len(text)
+
+
+async def test_who_stands_still_with_the_lock_is_parted_from_it(
+    writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica whose machine froze or was cut off, so that no word of its end comes to Postgres."""
+    monkeypatch.setattr(ledger_writer, "_IDLE", 0.3)
+    other = await open_ledger_connection(database, patience=30)
+    await other.execute(f"BEGIN; {LOCK}")
+    assert (await writer.commit(a_product(1))).status is DeliveryStatus.ACCEPTED
+    other.terminate()
+
+
+async def test_who_registers_holds_no_callback_up(
+    writer: Writer, database: str, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("INSERT INTO registrations (entity_type, state) VALUES ('product', 'pending')")
+    other = await connect(database, application_name="test")
+    async with other.transaction():
+        await other.execute("SELECT * FROM registrations FOR UPDATE")
+        await writer.commit(a_product(1))
+        assert await connection.fetchval("SELECT proof FROM registrations") is None
+    await other.close()
+    await writer.commit(a_product(2))
+    assert await connection.fetchval("SELECT proof FROM registrations") == "header:x-secret"
+
+
+async def test_an_idle_connection_that_leads_nowhere_is_replaced_before_a_callback_comes(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What stands between may have forgotten it, and then nothing is heard of it any more, not even its end."""
+
+    class Silent:
+        def is_closed(self) -> bool:
+            return False
+
+        async def execute(self, _statement: str) -> None:
+            await asyncio.sleep(3600)
+
+        async def close(self, *, timeout: float) -> None:  # noqa: ASYNC109 - as the driver has it
+            pass
+
+    monkeypatch.setattr(ledger_writer, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(ledger_writer, "_HEARTBEAT_PATIENCE", 0.05)
+    async with Writer(database) as writer:
+        await writer.commit(a_product(1))
+        real, writer._connection = writer._connection, Silent()  # type: ignore[assignment]
+        async with asyncio.timeout(10):
+            while writer._connection is not None:
+                await asyncio.sleep(0.005)
+        assert "the idle connection of the ledger was lost" in caplog.text
+        assert (await writer.commit(a_product(2))).status is DeliveryStatus.ACCEPTED
+        assert real is not None
+        real.terminate()
