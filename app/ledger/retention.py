@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import utc_now
-from app.db.engine import UNREACHABLE, writing
+from app.db.engine import UNREACHABLE, reading, writing
 from app.db.locks import Lock, try_lock
 from app.errors import UnavailableError
 from app.paging import fitting
@@ -118,7 +118,7 @@ async def keep_removing(engine: AsyncEngine, kept: Periods, *, warn: Callable[[]
             async with try_lock(engine, Lock.RETENTION) as held:
                 if held:
                     await warn()
-                    await remove(engine, kept, now=utc_now())
+                    await remove(engine, kept, now=await _earlier_now(engine))
         except UnavailableError as exc:
             _log.warning("retention did not get on, will go on later", extra={"reason": str(exc)})
         except (SQLAlchemyError, *UNREACHABLE) as exc:
@@ -127,6 +127,13 @@ async def keep_removing(engine: AsyncEngine, kept: Periods, *, warn: Callable[[]
         except Exception:  # noqa: BLE001 - whatever it is, the rest of the service is not to suffer
             _log.exception("retention failed for a reason nobody thought of, will go on later")
         await asyncio.sleep(_INTERVAL)
+
+
+async def _earlier_now(engine: AsyncEngine) -> datetime:
+    """The time, here or at Postgres, whichever is earlier: a clock that is wrong only ever keeps for longer."""
+    async with reading(engine) as connection:
+        theirs: datetime = (await connection.execute(text("SELECT clock_timestamp()"))).scalar_one()
+    return min(utc_now(), theirs)
 
 
 async def remove(engine: AsyncEngine, kept: Periods, *, now: datetime) -> Removed:

@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.clock import utc_now
 from app.db.engine import create_engine, reading
 from app.db.locks import Lock, try_lock
 from app.db.migrate import migrate
@@ -601,3 +602,12 @@ async def test_a_step_finds_what_it_removes_in_the_indexes(engine: AsyncEngine) 
         assert not [line for line in plan if "Seq Scan on deliveries" in line], "\n".join(plan)
         assert [line for line in plan if "Index Cond" in line and "id > " in line and "id < " in line], "\n".join(plan)
         assert await connection.scalar(select(func.count()).select_from(events)) == count
+
+
+async def test_a_clock_that_is_ahead_removes_nothing_before_its_time(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "utc_now", lambda: utc_now() + timedelta(days=400))
+    assert await retention._earlier_now(engine) < utc_now() + timedelta(minutes=1)
+    monkeypatch.setattr(retention, "utc_now", lambda: utc_now() - timedelta(days=400))
+    assert await retention._earlier_now(engine) < utc_now() - timedelta(days=399)
