@@ -4,15 +4,16 @@ What cannot be mended by waiting stops the start in words. What comes after, onc
 `app.registration.watch`.
 """
 
+import asyncio
 import logging
 
 import asyncpg
 import stamina
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db.engine import UNREACHABLE
+from app.db.engine import CONNECT_TIMEOUT, UNREACHABLE
 from app.db.migrate import check_schema, migrate
 from app.errors import DatabaseUnavailableError
 
@@ -44,18 +45,25 @@ async def reach_database(engine: AsyncEngine, *, patience: float = DATABASE_PATI
     try:
         async for attempt in stamina.retry_context(on=_may_pass, attempts=None, timeout=patience, wait_jitter=0.5):
             with attempt:
-                async with engine.connect() as connection:
+                async with asyncio.timeout(2 * CONNECT_TIMEOUT), engine.connect() as connection:
                     await connection.execute(text("SELECT 1"))
-    except DBAPIError as exc:
-        raise DatabaseUnavailableError(f"Postgres refuses: {exc.driver_exception}: look at DATABASE_URL") from exc
     except (DatabaseUnavailableError, SQLAlchemyError, *UNREACHABLE) as exc:
+        refusal = _refusal(exc)
+        if refusal is not None:
+            raise DatabaseUnavailableError(f"Postgres refuses: {refusal}: look at DATABASE_URL") from exc
         raise DatabaseUnavailableError(
             f"Postgres did not answer for {patience:g} seconds: look at DATABASE_URL and at the server"
         ) from exc
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether waiting may help. It does not against a wrong password or name, or a permission that is missing."""
-    if isinstance(error, DBAPIError) and isinstance(error.driver_exception, asyncpg.PostgresError):
-        return not str(error.driver_exception.sqlstate).startswith(("28", "3D", "42"))
-    return isinstance(error, (DatabaseUnavailableError, SQLAlchemyError, *UNREACHABLE))
+    """Whether waiting may help."""
+    return isinstance(error, (DatabaseUnavailableError, SQLAlchemyError, *UNREACHABLE)) and _refusal(error) is None
+
+
+def _refusal(error: BaseException) -> asyncpg.PostgresError | None:
+    """What no waiting helps against: a wrong password or name, or a permission that is missing."""
+    cause = error.__cause__
+    if isinstance(cause, asyncpg.PostgresError) and str(cause.sqlstate).startswith(("28", "3D", "42")):
+        return cause
+    return None

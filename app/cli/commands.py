@@ -108,8 +108,8 @@ def database(settings: Settings) -> Iterator[tuple[str, list[str]]]:
 
 @asynccontextmanager
 async def engine_at(dsn: str, *, migrated: bool = True) -> AsyncIterator[AsyncEngine]:
-    """An engine on a database that answers and, unless told otherwise, has its schema at head."""
-    engine = create_engine(dsn)
+    """An engine on a database that answers and has its schema at head, or is to be brought there."""
+    engine = create_engine(dsn) if migrated else create_engine(dsn, statement_timeout=None)
     try:
         await reach_database(engine, patience=10)
         if migrated:
@@ -157,7 +157,7 @@ def _serve(settings: Settings, dsn: str, keys: Sequence[str], listener: socket.s
 
 async def _prepare(settings: Settings, dsn: str) -> None:
     """Bring the database in order; in development also make a key where there is none yet, and show it once."""
-    engine = create_engine(dsn)
+    engine = create_engine(dsn, statement_timeout=None)
     try:
         await prepare_database(engine, auto_migrate=settings.auto_migrate)
         is_development = settings.database_url is None and settings.admin_api_key is None

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -20,7 +21,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a new connection."""
 
 STATEMENT_TIMEOUT = 30.0
-"""Seconds after which Postgres gives a statement up; none of ours comes near."""
+"""Seconds after which Postgres gives a statement up; none of ours comes near, but for those of a migration."""
 
 POOL_SIZE = 6
 """Connections a process keeps for what takes more than a statement."""
@@ -56,32 +57,53 @@ that ran out, a lock or a time-out, an operator, a disk (PostgreSQL manual, appe
 
 
 async def connect(
-    dsn: str, *, application_name: str, statement_timeout: float = STATEMENT_TIMEOUT
+    dsn: str,
+    *,
+    application_name: str,
+    statement_timeout: float | None = STATEMENT_TIMEOUT,
+    idle_in_transaction: float = 60.0,
+    writable: bool = True,
 ) -> asyncpg.Connection:
-    """One connection of its own. Raises DatabaseUnavailableError where Postgres cannot be reached."""
+    """One connection of its own, to a server that takes writes unless that is not asked for. Times are in seconds.
+
+    Whoever came to a server that only reads, as while another takes over, would stay with it for ever. Raises
+    DatabaseUnavailableError where there is none to be had, for whatever reason, which is its cause.
+    """
+    # What is left over is for a server that has stopped answering altogether.
+    command_timeout = None if statement_timeout is None else statement_timeout + CONNECT_TIMEOUT
     try:
         return await asyncpg.connect(
             dsn,
             timeout=CONNECT_TIMEOUT,
-            command_timeout=statement_timeout + CONNECT_TIMEOUT,  # for a server that has stopped answering altogether
+            command_timeout=command_timeout,
+            target_session_attrs=SessionAttribute.read_write if writable else SessionAttribute.any,
             server_settings={
                 "application_name": application_name,
-                "statement_timeout": f"{int(statement_timeout * 1000)}",
-                "idle_in_transaction_session_timeout": "60s",
+                "statement_timeout": f"{int((statement_timeout or 0) * 1000)}",
+                "idle_in_transaction_session_timeout": f"{int(idle_in_transaction * 1000)}",
                 "timezone": "UTC",
             },
         )
-    except (*UNREACHABLE, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as exc:
+    except asyncpg.TargetServerAttributeNotMatched as exc:
+        raise DatabaseUnavailableError(
+            "Postgres takes no writes there: DATABASE_URL has to lead to the primary"
+        ) from exc
+    except (*UNREACHABLE, asyncpg.PostgresError) as exc:
         raise DatabaseUnavailableError(
             f"Postgres cannot be reached ({type(exc).__name__}): look at DATABASE_URL and at the server"
         ) from exc
 
 
-def create_engine(dsn: str, *, pool_size: int = POOL_SIZE) -> AsyncEngine:
-    """The engine for all but the ledger: a bounded pool that hands out no connection of which it heard that it is closed."""
+def create_engine(
+    dsn: str, *, pool_size: int = POOL_SIZE, statement_timeout: float | None = STATEMENT_TIMEOUT
+) -> AsyncEngine:
+    """The engine for all but the ledger: a bounded pool that hands out no connection of which it heard that it is closed.
+
+    Without a `statement_timeout` (seconds) it is for migrations, which take as long as they take.
+    """
 
     async def open_connection() -> asyncpg.Connection:
-        connection = await connect(dsn, application_name="jasper-receiver")
+        connection = await connect(dsn, application_name="jasper-receiver", statement_timeout=statement_timeout)
         await connection.execute(BY_KEYS)
         return connection
 

@@ -25,9 +25,10 @@ _AREA = "database"
 async def examine_database(settings: Settings, dsn: str) -> AsyncIterator[Examined]:
     """Server, permissions, schema; ends with the first thing without which the rest cannot be tried."""
     try:
-        connection = await connect(dsn, application_name="jasper-receiver doctor")
-    except (DatabaseUnavailableError, asyncpg.PostgresError) as exc:
-        detail = str(exc) if isinstance(exc, DatabaseUnavailableError) else f"Postgres refuses: {exc}"
+        connection = await connect(dsn, application_name="jasper-receiver doctor", writable=False)
+    except DatabaseUnavailableError as exc:
+        refusal = exc.__cause__
+        detail = f"Postgres refuses: {refusal}" if isinstance(refusal, asyncpg.PostgresError) else str(exc)
         yield Examined(_AREA, Verdict.WRONG, detail, "look at DATABASE_URL, at the server, and at the way there")
         return
     try:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db.engine import Lookups, driver_of, reading, writing
+from app.db.engine import Lookups, connect, create_engine, driver_of, reading, writing
 from app.errors import DatabaseUnavailableError
 
 TROUBLE = {
@@ -93,3 +93,32 @@ async def test_lookups_begin_without_postgres_and_say_that_it_is_away() -> None:
     async with Lookups("postgresql://nobody@127.0.0.1:1/nothing") as lookups:
         with pytest.raises(DatabaseUnavailableError):
             await lookups.fetch("SELECT 1")
+
+
+async def test_a_server_that_only_reads_is_no_server_for_who_writes(database: str) -> None:
+    one = await connect(database, application_name="test")
+    name = await one.fetchval("SELECT current_database()")
+    await one.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    with pytest.raises(DatabaseUnavailableError, match="primary"):
+        await connect(database, application_name="test")
+    await (await connect(database, application_name="test", writable=False)).close()
+    await one.close()
+
+
+async def test_whatever_refuses_a_connection_says_nothing_for_ever(database: str) -> None:
+    """A chore that took it for a fault of ours would end, and nobody would begin it again."""
+    engine = create_engine(database.replace("/test_", "/missing_"))
+    with pytest.raises(DatabaseUnavailableError):
+        async with reading(engine):
+            pass
+    await engine.dispose()
+
+
+async def test_a_migration_takes_as_long_as_it_takes(database: str) -> None:
+    for timeout, shown in ((None, "0"), (30.0, "30s")):
+        engine = create_engine(database, statement_timeout=timeout)
+        async with reading(engine) as connection:
+            assert await connection.scalar(text("SHOW statement_timeout")) == shown
+            driver = await driver_of(connection)
+            assert (driver._config.command_timeout is None) == (timeout is None)  # type: ignore[attr-defined]
+        await engine.dispose()
