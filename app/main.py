@@ -5,8 +5,9 @@ What the lifespan opens is closed in the reverse order, also where the start fai
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -39,6 +40,7 @@ from app.intake.tally import Tally
 from app.intake.unproven import UnprovenStore
 from app.jasper.client import open_http
 from app.jasper.proof import Location
+from app.jasper.reading import action_headers
 from app.ledger.retention import Periods, keep_removing
 from app.ledger.writer import Writer
 from app.middleware import Requests
@@ -53,6 +55,9 @@ from app.sealing import Sealer
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)
+
+CHORES_BEGIN_ANEW = 10.0
+"""Seconds after which a chore that died begins anew."""
 
 COMPRESSED_FROM = 4 * 1024
 """Bytes of an answer from which on it is compressed for who accepts gzip, at the lowest level: 300 kB of events become a sixth
@@ -75,8 +80,8 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             if with_callbacks:
                 state["shortcut"] = CallbackShortcut(state["intake"])
             app.state.drain = state["wakeup"].drain
-            for name, work in _chores(settings, dsn, state):
-                await held.enter_async_context(_running(work, name=name))
+            for name, chore in _chores(settings, dsn, state):
+                await held.enter_async_context(_running(chore, name=name))
             yield state
 
     described: dict[str, Any] = {
@@ -138,7 +143,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
     intake = Intake(
         keyring=keyring,
         writer=writer,
-        unproven=UnprovenStore(engine, sealer, settings.unproven_limit),
+        unproven=UnprovenStore(engine, sealer, settings.unproven_limit, action_headers(settings.payload_mapping)),
         rejections=refused,
         location=Location.parse(settings.jasper_signing_secret_location),
         mapping=settings.payload_mapping,
@@ -167,23 +172,26 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
     }
 
 
-def _chores(settings: Settings, dsn: str, state: dict[str, Any]) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+_Chore = Callable[[], Coroutine[Any, Any, None]]
+
+
+def _chores(settings: Settings, dsn: str, state: dict[str, Any]) -> Iterator[tuple[str, _Chore]]:
     """What goes on beside the requests, each with its name."""
     engine, registrar, reconciler = state["engine"], state["registrar"], state["reconciler"]
-    yield "keyring", state["keyring"].keep_fresh()
-    yield "tally", state["intake"].tally.keep_flushing()
-    yield "vitals", state["vitals"].keep_fresh()
-    yield "sealing", keep_sealed(engine, state["sealer"])
-    yield "reconciliation", reconciler.keep()
+    yield "keyring", state["keyring"].keep_fresh
+    yield "tally", state["intake"].tally.keep_flushing
+    yield "vitals", state["vitals"].keep_fresh
+    yield "sealing", partial(keep_sealed, engine, state["sealer"])
+    yield "reconciliation", reconciler.keep
     if "callbacks" in settings.roles:
         types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
-        yield "registration", keep_registered(registrar, types, settings.registration_check)
-        yield "attendance", Attendance(settings, engine, registrar.store).keep()
+        yield "registration", partial(keep_registered, registrar, types, settings.registration_check)
+        yield "attendance", Attendance(settings, engine, registrar.store).keep
     if settings.jasper_fetch_entity and settings.names_jasper:
         fetcher = Fetcher(dsn, reconciler.jasper, settings.payload_mapping, state["wakeup"])
-        yield "fetch", fetcher.keep()
+        yield "fetch", fetcher.keep
     kept = Periods(settings.event_retention, settings.delivery_retention)
-    yield "retention", keep_removing(engine, kept, warn=Alarm(engine, settings.event_retention).look)
+    yield "retention", partial(keep_removing, engine, kept, warn=Alarm(engine, settings.event_retention).look)
 
 
 def _header_values(settings: Settings) -> dict[str, str]:
@@ -191,10 +199,9 @@ def _header_values(settings: Settings) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
-    """A task beside the web application; one that dies is said so loudly, and the application goes on without it."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_say_if_it_died)
+async def _running(chore: _Chore, *, name: str) -> AsyncIterator[None]:
+    """A task beside the web application, which goes on whatever becomes of it."""
+    task = asyncio.create_task(_kept_up(chore, name), name=name)
     try:
         yield
     finally:
@@ -203,6 +210,11 @@ async def _running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterat
             await task
 
 
-def _say_if_it_died(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("a background task died", exc_info=task.exception(), extra={"task": task.get_name()})
+async def _kept_up(chore: _Chore, name: str) -> None:
+    """Begin a chore anew should it die, of what nobody thought of: nobody would miss it before it is needed."""
+    while True:
+        try:
+            return await chore()
+        except Exception:  # noqa: BLE001 - whatever it is
+            _log.exception("a background task died, begins anew", extra={"task": name, "again_in": CHORES_BEGIN_ANEW})
+        await asyncio.sleep(CHORES_BEGIN_ANEW)

@@ -55,7 +55,7 @@ class Keyring:
         self._retiring: dict[EntityType, list[Retiring]] = {}
         self._tried_at = float("-inf")
         self._reading = asyncio.Lock()
-        self._coming: asyncio.Task[None] | None = None
+        self._coming: asyncio.Task[bool] | None = None
         self._trouble: str | None = None
         self._worked_out: dict[EntityType, tuple[Accepted, datetime]] = {}
 
@@ -70,6 +70,10 @@ class Keyring:
         until = now if accepted.pending else min(ends, default=now + _FRESH)
         self._worked_out[entity_type] = accepted, until
         return accepted
+
+    def accepted_since(self, entity_type: EntityType, moment: datetime) -> Accepted:
+        """All that was accepted at any time from a moment on, for a callback that came then and is judged now."""
+        return self._work_out(entity_type, moment)
 
     def _work_out(self, entity_type: EntityType, now: datetime) -> Accepted:
         registration = self._registrations.get(entity_type) or Registration(entity_type)
@@ -112,8 +116,8 @@ class Keyring:
             return registration
         return replace(registration, signing_secret=before.signing_secret, headers=before.headers)
 
-    async def look_again(self) -> None:
-        """Read the store because a proof failed: another replica may just have registered or rotated.
+    async def look_again(self) -> bool:
+        """Read the store because a proof failed: another replica may just have registered or rotated. Whether it was read.
 
         Calls at the same time share the next reading; one that has begun may not have seen what they came for. Readings
         keep their distance, so that callbacks which prove nothing cost Postgres little, however many come. Waits a quarter
@@ -121,11 +125,13 @@ class Keyring:
         """
         if self._coming is None:
             self._coming = asyncio.create_task(self._refresh_at_a_distance(), name="keyring refresh")
-        await asyncio.wait({self._coming}, timeout=_PATIENCE)
+        coming = self._coming
+        await asyncio.wait({coming}, timeout=_PATIENCE)
+        return coming.done() and coming.exception() is None and coming.result()
 
-    async def _refresh_at_a_distance(self) -> None:
+    async def _refresh_at_a_distance(self) -> bool:
         await asyncio.sleep(self._tried_at + self._distance - time.monotonic())
-        await self.try_refresh()
+        return await self.try_refresh()
 
     async def keep_fresh(self, interval: float = REFRESH_INTERVAL) -> None:
         """Read the store every `interval` seconds, for ever; run it as a task and cancel it."""
@@ -133,13 +139,13 @@ class Keyring:
             await self.try_refresh()
             await asyncio.sleep(interval)
 
-    async def try_refresh(self) -> None:
-        """Read the store; where it cannot be read that is logged, and what was known last holds."""
-        trouble = None
+    async def try_refresh(self) -> bool:
+        """Read the store; where it cannot be read that is logged, and what was known last holds. Whether it was read."""
+        trouble, was_read = None, True
         try:
             await self.refresh()
         except ReceiverError as exc:
-            trouble = str(exc)
+            trouble, was_read = str(exc), False
         locked = [name.value for name, registration in self._registrations.items() if registration.locked]
         if trouble is None and locked:
             trouble = f"no key of ENCRYPTION_KEYS opens what is stored for {', '.join(locked)}"
@@ -149,6 +155,7 @@ class Keyring:
                 _log.warning("signing secrets not refreshed, those known before still count", extra={"reason": trouble})
             else:
                 _log.info("signing secrets refreshed again")
+        return was_read
 
 
 def _present(secrets: Iterable[str | None]) -> tuple[str, ...]:

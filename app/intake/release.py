@@ -69,14 +69,14 @@ async def release(intake: Intake) -> Released:
 
 
 def _proven(intake: Intake, kept: KeptApart) -> Entry | None:
-    """The callback for the ledger; None where it is not proven now either, or cannot be opened."""
+    """The callback for the ledger; None where it is still not proven, or cannot be opened."""
     try:
         headers, body = intake.unproven.opened(kept)
     except SealingError as exc:
         _log.warning("a callback that is kept apart cannot be opened", extra={"id": str(kept.id), "reason": str(exc)})
         return None
-    now = utc_now()
-    accepted = intake.keyring.accepted(kept.entity_type, now)
+    # A secret that was rotated away since then proved it when it came.
+    accepted = intake.keyring.accepted_since(kept.entity_type, kept.received_at)
     _, proof = check(accepted, headers, body, intake.location)
     if proof is None:
         return None
@@ -84,7 +84,7 @@ def _proven(intake: Intake, kept: KeptApart) -> Entry | None:
     delivery = Delivery(kept.entity_type, kept.received_at, kept.client, headers, body, proof, traceparent)
     delivery = blank(delivery, accepted)
     reading = interpret(kept.entity_type, delivery.headers, delivery.body, intake.mapping)
-    return Entry(kept.entity_type, reading, now, delivery, delivery_id=kept.id)
+    return Entry(kept.entity_type, reading, utc_now(), delivery, delivery_id=kept.id)
 
 
 router = APIRouter(prefix="/v1", tags=["operations"])

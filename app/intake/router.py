@@ -150,12 +150,14 @@ async def _authenticate(
 ) -> tuple[Accepted, str]:
     """The credentials that are accepted now, and the place at which one of them was proven.
 
-    Raises SecretUnknownError where that cannot be judged now, NotAuthenticError where it is not Jasper who calls.
+    Raises SecretUnknownError or DatabaseUnavailableError where that cannot be judged now, NotAuthenticError where it is not
+    Jasper who calls.
     """
     accepted = intake.keyring.accepted(entity_type, utc_now())
     has_headers, proof = check(accepted, headers, body, intake.location)
+    is_certain = True
     if proof is None:
-        await intake.keyring.look_again()
+        is_certain = await intake.keyring.look_again()
         accepted = intake.keyring.accepted(entity_type, utc_now())
         has_headers, proof = check(accepted, headers, body, intake.location)
     if not accepted.secrets:
@@ -164,6 +166,8 @@ async def _authenticate(
         return accepted, proof
     if has_headers and accepted.pending:
         raise SecretUnknownError("the webhook is being registered; the secret may be about to change", retry_after=10)
+    if not is_certain:
+        raise DatabaseUnavailableError("it cannot be told now whether the secret was changed meanwhile", retry_after=10)
 
     reason = "the signing secret is nowhere in the callback" if has_headers else "a required header is missing or wrong"
     (_WITHOUT_SECRET if has_headers else _WITHOUT_HEADER).inc()

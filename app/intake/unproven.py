@@ -5,7 +5,7 @@ again. Their bodies may hold the secret at a place nobody thought of, so they ar
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from hashlib import sha256
@@ -36,7 +36,7 @@ _LONGEST_NAME = 100
 _KEEP = text(
     """
     INSERT INTO unproven (id, entity_type, received_at, client, digest, header_names, size, outline, sealed)
-    SELECT :id, :entity_type, :received_at, :client, :digest, :header_names, :size, :outline, :sealed
+    SELECT :id, :entity_type, least(:received_at, clock_timestamp()), :client, :digest, :header_names, :size, :outline, :sealed
     WHERE (SELECT count(*) FROM unproven) < :limit
     ON CONFLICT (entity_type, digest) DO NOTHING
     """
@@ -56,11 +56,15 @@ class KeptApart:
 
 @dataclass(frozen=True, slots=True)
 class UnprovenStore:
-    """Keeps unproven callbacks, at most `limit` of them in the whole database; the first ones are kept, later ones not."""
+    """Keeps unproven callbacks, at most `limit` of them in the whole database; the first ones are kept, later ones not.
+
+    `telling` are the names of headers that may say what happened: with another word there it is no retry, whatever the body.
+    """
 
     engine: AsyncEngine
     sealer: Sealer
     limit: int
+    telling: Collection[str] = ()
 
     async def keep(
         self, entity_type: EntityType, headers: Headers, body: bytes, *, received_at: datetime, client: str
@@ -81,7 +85,7 @@ class UnprovenStore:
                     "entity_type": entity_type,
                     "received_at": received_at,
                     "client": client,
-                    "digest": sha256(body).digest(),
+                    "digest": self._digest(headers, body),
                     "header_names": sorted({name for name, _ in headers}),
                     "size": len(body),
                     "outline": list(outline(body)),
@@ -89,6 +93,10 @@ class UnprovenStore:
                     "limit": self.limit,
                 },
             )
+
+    def _digest(self, headers: Headers, body: bytes) -> bytes:
+        told = [[name, value] for name, value in headers if name in self.telling]
+        return sha256(json.dumps(told).encode() + body if told else body).digest()
 
     async def next_after(self, kept: KeptApart | None) -> KeptApart | None:
         """The first one behind `kept`, oldest first; None where there are no more. Raises DatabaseUnavailableError."""

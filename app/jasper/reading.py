@@ -165,6 +165,14 @@ class _Payload(Struct, frozen=True, gc=False):
                     yield _Found(place, value)
 
 
+def action_headers(mapping: Mappings) -> frozenset[str]:
+    """The names of the headers in which the action may stand, in lower case."""
+    mapped = [
+        place.removeprefix("header:").lower() for place in mapping.get("action", ()) if place.startswith("header:")
+    ]
+    return frozenset([*wire.ACTION_HEADERS, *mapped])
+
+
 def interpret(entity_type: EntityType, headers: Headers, body: bytes, mapping: Mappings) -> Reading | Unreadable:
     """Read one callback. Never raises: that it cannot be read is an answer, too."""
     places: dict[str, str] = {}

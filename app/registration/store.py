@@ -13,12 +13,12 @@ from http import HTTPStatus
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import RowMapping, Select, delete, select, update
+from sqlalchemy import RowMapping, Select, delete, exists, select, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db.engine import reading, writing
-from app.db.tables import registrations, retiring_credentials
+from app.db.tables import registrations, retiring_credentials, unproven
 from app.domain.values import EntityType
 from app.errors import SealingError
 from app.ids import new_id
@@ -363,8 +363,11 @@ async def _retire(
 
 
 async def _forget_retired(connection: AsyncConnection, entity_type: EntityType, now: datetime) -> None:
-    """Remove credentials with which no retry can come any more."""
+    """Remove credentials with which no retry can come any more, and which nothing that is kept apart may be proven with."""
     is_over = retiring_credentials.c.accepted_until < now
+    came_before = exists().where(
+        unproven.c.entity_type == entity_type, unproven.c.received_at <= retiring_credentials.c.accepted_until
+    )
     await connection.execute(
-        delete(retiring_credentials).where(retiring_credentials.c.entity_type == entity_type, is_over)
+        delete(retiring_credentials).where(retiring_credentials.c.entity_type == entity_type, is_over, ~came_before)
     )

@@ -1,5 +1,6 @@
 """The callback endpoint over real HTTP: every answer of the contract's table, and what is kept of each."""
 
+import asyncio
 import base64
 import gzip
 import hmac
@@ -11,7 +12,11 @@ import asyncpg
 import httpx
 import pytest
 
+from app import main
+from app.errors import DatabaseUnavailableError
+from app.intake.keyring import Keyring
 from app.main import create_app
+from app.registration.store import RegistrationStore
 from app.sealing import generate_key
 from app.settings import Settings
 from tests.conftest import served
@@ -269,3 +274,43 @@ async def test_readiness_tells_what_is_missing(start: Start) -> None:
 async def test_readiness_is_given_once_a_secret_is_known(receiver: Receiver) -> None:
     response = await receiver.http.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (200, "ready")
+
+
+async def test_who_may_have_a_secret_that_is_new_is_not_refused_while_nobody_can_look(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica may have rotated it, and this one not have heard of it; not every plan of retries survives a 401."""
+
+    async def away(_self: RegistrationStore) -> object:
+        raise DatabaseUnavailableError("Postgres cannot be reached")
+
+    problem_of(await receiver.callback(x_secret="a-guess"), 401)
+    monkeypatch.setattr(RegistrationStore, "credentials", away)
+    refused = await receiver.callback(x_secret="the-new-secret")
+    problem_of(refused, 503)
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await receiver.callback()).json()["status"] == "accepted"
+
+
+async def test_a_chore_that_died_begins_anew(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody would miss it before it is needed."""
+    begun = asyncio.Event()
+    times = 0
+
+    async def keep_fresh(_self: Keyring) -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise ZeroDivisionError
+        begun.set()
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(Keyring, "keep_fresh", keep_fresh)
+    monkeypatch.setattr(main, "CHORES_BEGIN_ANEW", 0.01)
+    async with start(), asyncio.timeout(10):
+        await begun.wait()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        "a background task died, begins anew"
+    ]

@@ -118,3 +118,29 @@ async def test_one_that_cannot_be_opened_stays_for_the_day_its_key_is_back(
         assert "cannot be opened" in caplog.text
         await receiver.sql.execute("UPDATE unproven SET sealed = $1", sealed)
         assert (await release(receiver))["accepted"] == 1
+
+
+async def test_what_only_a_header_tells_apart_is_kept_apart_twice(start: Start) -> None:
+    async with start(**WRONG) as receiver:
+        for action in ("product.created", "product.deleted", "product.deleted"):  # the last one is a retry
+            hidden = {"id": 1, "deep": {"er": {"secret": SECRET}}}
+            answer = await receiver.callback(hidden, my_custom_header="abc123", x_event=action)
+            problem_of(answer, 401)
+    async with start(**RIGHT) as receiver:
+        assert (await release(receiver))["accepted"] == 2
+        events = (await receiver.http.get("/v1/events")).json()["events"]
+        assert [event["action"] for event in events] == ["create", "delete"]
+
+
+async def test_what_an_old_secret_proved_when_it_came_is_taken_in_after_the_secret_was_rotated(start: Start) -> None:
+    async with start(**WRONG) as receiver:
+        await keep_apart(receiver, a_change(1))
+    for number in range(2):  # the first one retires the secret, the second one forgets what is over
+        async with start(secret=f"the-secret-after-{number}", **WRONG) as receiver:
+            await receiver.sql.execute("UPDATE retiring_credentials SET accepted_until = least(accepted_until, now())")
+            await keep_apart(receiver, a_change(9))  # with a secret that is over
+    async with start(secret="the-last-secret", **RIGHT) as receiver:
+        assert (await release(receiver))["accepted"] == 1
+        assert await prices(receiver) == [1]
+    async with start(secret="yet-another-secret", **WRONG) as receiver:
+        assert await receiver.sql.fetchval("SELECT count(*) FROM unproven") == 1
