@@ -4,7 +4,6 @@ Every event is seen at least once and in order, whatever is killed in between: a
 loop has done with. So a handler has to bear an event that it has seen before.
 """
 
-import json
 import logging
 import random
 import time
@@ -20,7 +19,7 @@ import httpx
 
 from jasper_receiver_client.errors import FeedError, RequestRefusedError
 from jasper_receiver_client.records import Entity, Event
-from jasper_receiver_client.service import Service
+from jasper_receiver_client.service import Service, read_json
 
 _log = logging.getLogger("jasper_receiver_client")
 
@@ -63,7 +62,8 @@ class Feed:
     With `consumer` the service keeps the position under that name, for one process or several; the key then needs the
     scopes `read` and `write`, else `read` alone. `patience` is for how many seconds a call is tried again while the
     service cannot be reached; without it, for ever. `loads` reads JSON: give `partial(json.loads, parse_float=Decimal)`
-    where prices have to keep their digits.
+    where prices have to keep their digits. Without it a whole number of thousands of digits, which Python reads as no int,
+    is a Decimal.
 
     Not to be shared by threads. May be used as a context manager, which closes its connections.
     """
@@ -75,7 +75,7 @@ class Feed:
         *,
         consumer: str | None = None,
         patience: float = float("inf"),
-        loads: Callable[[bytes], Any] = json.loads,
+        loads: Callable[[bytes], Any] = read_json,
     ) -> None:
         self._service = Service(url, key, patience=patience, loads=loads)
         self._consumer = consumer
@@ -279,4 +279,6 @@ def _query(filters: Filters) -> dict[str, Any]:
                 query[name] = value
             case _:
                 query[name] = list(value)  # type: ignore[call-overload]  # what a TypedDict's items() cannot tell
+                if not query[name]:  # sent like this it would ask for everything
+                    raise ValueError(f"{name} has no value, so no event could pass")
     return query

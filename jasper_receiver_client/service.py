@@ -4,17 +4,25 @@ Tried again, with pauses that grow and differ: no connection, a connection that 
 respected. Everything else that is not a success would come again, and is raised at once.
 """
 
+import json
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
-from jasper_receiver_client.errors import KeyRefusedError, PositionGoneError, RequestRefusedError, UnreachableError
+from jasper_receiver_client.errors import (
+    FeedError,
+    KeyRefusedError,
+    PositionGoneError,
+    RequestRefusedError,
+    UnreachableError,
+)
 
 _log = logging.getLogger("jasper_receiver_client")
 
@@ -31,6 +39,21 @@ _PARTING = 5.0
 """Seconds for either, of a call that is not worth more: it is made on the way out."""
 
 _Parameters = Mapping[str, str | int | float | list[str]]
+
+
+def read_json(text: bytes) -> Any:
+    """JSON in Python. A whole number of so many digits that Python refuses to read it as an int is a Decimal."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | Decimal:
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
 
 
 class Service:
@@ -64,7 +87,7 @@ class Service:
         """What the service answers: its JSON, and the headers.
 
         `held` is for how many seconds the service was asked to wait. With `once` nothing is tried again.
-        Raises RequestRefusedError, and UnreachableError when the patience has run out.
+        Raises RequestRefusedError, UnreachableError when the patience has run out, and FeedError for what cannot be read.
         """
         timeout = httpx.Timeout(_PARTING) if once else httpx.Timeout(_CONNECT, read=held + _ANSWER)
         give_up = time.monotonic() + (0 if once else self._patience)
@@ -77,7 +100,7 @@ class Service:
                 trouble = f"{method} {path}: {type(exc).__name__}: {exc}"
             else:
                 if response.is_success:
-                    return self._loads(response.content or b"null"), response.headers
+                    return self._read(response), response.headers
                 trouble = f"{method} {path} was answered {response.status_code}"
                 if not _may_pass(response):
                     raise self._refusal(response)
@@ -88,6 +111,12 @@ class Service:
             _log.warning("%s; trying again in %.1f s", trouble, rest)
             time.sleep(rest)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _read(self, response: httpx.Response) -> Any:
+        try:
+            return self._loads(response.content or b"null")
+        except (ValueError, RecursionError) as exc:
+            raise FeedError(f"{response.request.url} answered what cannot be read here: {exc}") from exc
 
     def _refusal(self, response: httpx.Response) -> RequestRefusedError:
         try:

@@ -24,7 +24,7 @@ from app.clock import utc_now
 from app.entities.schemas import EntityRecord
 from app.feed.schemas import EventRecord
 from app.ledger.writer import Writer
-from jasper_receiver_client import Entity, Event, Feed, Filters, KeyRefusedError, RequestRefusedError
+from jasper_receiver_client import Entity, Event, Feed, FeedError, Filters, KeyRefusedError, RequestRefusedError
 from tests.builders import NOW, an_entity, an_event, events_of
 from tests.http.conftest import ADMIN_KEY, Reader
 from tests.http.writing import a_callback, slow_append
@@ -141,6 +141,22 @@ async def test_numbers_keep_their_digits_where_that_is_asked_for(reader: Reader,
     exact = feed(loads=partial(json.loads, parse_float=Decimal))
     [event] = await aside(lambda: list(islice(exact.follow(), 1)))
     assert str(event.data["price"]) == "1.10"
+
+
+async def test_a_number_that_python_reads_as_none_stops_nobody(reader: Reader, feed: Callable[..., Feed]) -> None:
+    digits = "9" * 5_000
+    await an_event(reader.engine, data=f'{{"id": 1, "number": {digits}}}')
+    [event] = await aside(lambda: list(islice(feed().follow(), 1)))
+    assert event.data["number"] == Decimal(digits)
+
+
+async def test_what_cannot_be_read_is_told_as_such(reader: Reader, feed: Callable[..., Feed]) -> None:
+    def refuse(_text: bytes) -> object:
+        raise RecursionError
+
+    await an_event(reader.engine)
+    with pytest.raises(FeedError, match="cannot be read"):
+        await aside(take, feed(loads=refuse), 1)
 
 
 async def test_an_event_is_done_when_the_loop_asks_for_the_next(reader: Reader, feed: Callable[..., Feed]) -> None:
@@ -343,6 +359,8 @@ async def test_a_consumer_that_was_forgotten_ends_the_loop(reader: Reader, feed:
 def test_arguments_that_do_not_go_together_are_told_before_anything_is_asked() -> None:
     nowhere = "http://127.0.0.1:1"
     with Feed(nowhere, "key") as own, Feed(nowhere, "key", consumer="search") as kept:
+        with pytest.raises(ValueError, match="entity_id has no value"):
+            next(own.follow(entity_id=[]))
         with pytest.raises(ValueError, match="lease"):
             own.follow(lease=5)
         with pytest.raises(ValueError, match="move"):
