@@ -13,9 +13,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from app import health, metrics, openapi, problems, scrape, tracing
+from app.compression import Compression
 from app.dashboard import router as dashboard
 from app.db.engine import Lookups, create_engine
 from app.db.sealed import SealedView, keep_sealed
@@ -59,14 +59,6 @@ _log = logging.getLogger(__name__)
 CHORES_BEGIN_ANEW = 10.0
 """Seconds after which a chore that died begins anew."""
 
-COMPRESSED_FROM = 4 * 1024
-"""Bytes of an answer from which on it is compressed for who accepts gzip, at the lowest level: 300 kB of events become a sixth
-in 2 ms, and a ninth in 8 ms at the highest."""
-
-AS_THEY_ARE = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/html")
-"""Media types that are never compressed. The dashboard's pages repeat what a visitor was made to ask for beside the token of
-their forms, so that their compressed size could tell the token letter by letter (the attack known as BREACH)."""
-
 
 def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> FastAPI:
     """The application on the database at `dsn`, whose schema is at head; secrets there are sealed with `encryption_keys`."""
@@ -100,9 +92,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **described)
     problems.install(app)
     if with_api:
-        app.add_middleware(
-            GZipMiddleware, minimum_size=COMPRESSED_FROM, compresslevel=1, exclude_content_types=AS_THEY_ARE
-        )
+        app.add_middleware(Compression)
         app.router.routes.append(PlainPageRoute())
     app.include_router(health.router)
     app.include_router(scrape.router)

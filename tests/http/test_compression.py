@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from app.main import COMPRESSED_FROM
+from app.compression import COMPRESSED_FROM
 from tests.builders import an_entity, events_of
 from tests.http.conftest import Reader, Receiver
 from tests.http.dashboard import visiting
@@ -33,6 +33,21 @@ async def test_a_large_answer_is_compressed_for_who_accepts_that_and_says_the_sa
     assert "accept-encoding" in plain.headers["vary"].lower()
     assert int(packed.headers["content-length"]) == len(compressed) < len(as_it_is) / 5
     assert (await reader.get(path)).content == as_it_is
+
+
+@pytest.mark.parametrize("encodings", ["gzip;q=0", "identity, gzip; q=0.000", "br, GZIP;Q=0"])
+async def test_who_refuses_gzip_gets_none(reader: Reader, encodings: str) -> None:
+    await an_entity(reader.engine, data=LARGE)
+    response, body = await raw(reader, "/v1/events", encodings)
+    assert "content-encoding" not in response.headers
+    assert json.loads(body)
+
+
+@pytest.mark.parametrize("encodings", ["gzip;q=0.5", "gzip;q=0.001", "br;q=0, gzip"])
+async def test_who_likes_gzip_a_little_gets_it(reader: Reader, encodings: str) -> None:
+    await an_entity(reader.engine, data=LARGE)
+    response, _ = await raw(reader, "/v1/events", encodings)
+    assert response.headers["content-encoding"] == "gzip"
 
 
 async def test_a_small_answer_is_not(reader: Reader) -> None:
