@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 import httptools
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -50,6 +50,9 @@ SLOWEST_READER = 60.0
 LEAST_TAKEN = 256 * 1024
 """Seconds in which a peer has to take so many bytes of an answer that waits for it, or all that is left."""
 
+MOST_UNTAKEN = 64 * 1024 * 1024
+"""Bytes of answers that wait for their readers, in the whole process. Who comes on top is cut off, and may come again."""
+
 LONGEST_HELD_BACK = 0.05
 """Seconds in which the rest of a request has to follow its beginning for the shortcut: a proxy may send the head and the body
 one after the other."""
@@ -67,12 +70,16 @@ class JoiningTransport(asyncio.Transport):
     that the peer's pace is felt as before. It knows what uvicorn asks of a transport.
     """
 
+    untaken: ClassVar[int] = 0
+    """Bytes that wait for slow peers, all of them together."""
+
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
         self._held: bytes | bytearray | memoryview | None = None
         self._taking: asyncio.TimerHandle | None = None
+        self._counted = 0
         # Asked often, and not to be answered by way of here.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -105,13 +112,22 @@ class JoiningTransport(asyncio.Transport):
         """Abort unless the peer takes what waits for it, at least as fast as it has to, from now on until `expect_nothing`."""
         if self._taking is None:
             waiting = self._transport.get_write_buffer_size()
+            self._count(waiting)
             self._taking = self._loop.call_later(SLOWEST_READER, self._look_what_was_taken, waiting)
+            if JoiningTransport.untaken > MOST_UNTAKEN:
+                _log.warning("answer cut off", extra={"bytes": waiting, "reason": "too much waits for slow readers"})
+                self.abort()
 
     def expect_nothing(self) -> None:
         """All was taken, or the connection is gone."""
+        self._count(0)
         if self._taking is not None:
             self._taking.cancel()
             self._taking = None
+
+    def _count(self, waiting: int) -> None:
+        JoiningTransport.untaken += waiting - self._counted
+        self._counted = waiting
 
     def _look_what_was_taken(self, waited: int) -> None:
         self._taking = None

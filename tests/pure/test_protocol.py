@@ -132,6 +132,26 @@ async def test_who_takes_too_little_is_given_up(below: RecordingTransport, trans
     assert below.waiting == [LEAST_TAKEN + 1]
 
 
+async def test_what_waits_for_slow_readers_is_bounded_in_the_whole_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may have megabytes, and there may be any number of readers."""
+    loop = asyncio.get_running_loop()
+    before = JoiningTransport.untaken
+    monkeypatch.setattr(protocol, "MOST_UNTAKEN", before + 100)
+    peers = [RecordingTransport() for _ in range(3)]
+    transports = [JoiningTransport(peer, loop) for peer in peers]
+    for peer in peers:
+        peer.waiting = [60]
+    transports[0].expect_taking()
+    transports[1].expect_taking()
+    assert [peer.sent for peer in peers] == [[], ["aborted"], []]
+    for transport in transports[:2]:
+        transport.expect_nothing()
+    transports[2].expect_taking()
+    assert peers[2].sent == []
+    transports[2].expect_nothing()
+    assert JoiningTransport.untaken == before
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_who_has_taken_everything_is_left_alone(below: RecordingTransport, transport: JoiningTransport) -> None:
     below.waiting = [5]
