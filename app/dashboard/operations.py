@@ -11,6 +11,7 @@ from app.feed import consumers
 from app.feed.alarm import danger
 from app.intake.release import release
 from app.intake.unproven import kept_apart
+from app.paging import is_storable
 from app.registration.register import Registrar
 from app.registration.router import WebhookOut
 from app.status import BEHIND_AFTER
@@ -111,6 +112,8 @@ async def list_consumers(visit: Visit) -> Response:
 async def show_consumer(visit: Visit) -> Response:
     """One consumer and the events that it has set aside."""
     name = visit.request.path_params["name"]
+    if not is_storable(name):
+        raise NotFoundError("there is no consumer of this name")
     kept_for = visit.request.state.settings.event_retention
     consumer = await consumers.one(visit.engine, name, kept_for=kept_for)
     return visit.show(

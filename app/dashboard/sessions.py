@@ -118,11 +118,18 @@ def check_origin(request: Request) -> None:
     """Raise ForeignRequestError unless the browser says that a page of this very address sent the request."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin", "")
-    is_ours = site == "same-origin" if site is not None else urlsplit(origin).netloc == request.headers.get("host")
+    is_ours = site == "same-origin" if site is not None else _host_of(origin) == request.headers.get("host")
     if not is_ours or not (site or origin):
         raise ForeignRequestError(
             "this request does not come from a page of this dashboard: open the page and try again"
         )
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def check_csrf(session: Session, given: str) -> None:

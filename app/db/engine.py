@@ -94,6 +94,16 @@ async def connect(
         ) from exc
 
 
+async def _prepared(connection: asyncpg.Connection, settings: str) -> asyncpg.Connection:
+    """The connection with its settings. Raises DatabaseUnavailableError where it was cut before it had them."""
+    try:
+        await connection.execute(settings)
+    except (*UNREACHABLE, asyncpg.PostgresError) as exc:
+        connection.terminate()
+        raise DatabaseUnavailableError(f"Postgres went away ({type(exc).__name__})") from exc
+    return connection
+
+
 def create_engine(
     dsn: str, *, pool_size: int = POOL_SIZE, statement_timeout: float | None = STATEMENT_TIMEOUT
 ) -> AsyncEngine:
@@ -104,8 +114,7 @@ def create_engine(
 
     async def open_connection() -> asyncpg.Connection:
         connection = await connect(dsn, application_name="jasper-receiver", statement_timeout=statement_timeout)
-        await connection.execute(BY_KEYS)
-        return connection
+        return await _prepared(connection, BY_KEYS)
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -132,9 +141,7 @@ class Lookups:
 
     def __init__(self, dsn: str, *, size: int = LOOKUPS) -> None:
         async def open_connection(*_: object, **__: object) -> asyncpg.Connection:
-            connection = await connect(dsn, application_name="jasper-receiver")
-            await connection.execute(PLANNED_ONCE)
-            return connection
+            return await _prepared(await connect(dsn, application_name="jasper-receiver"), PLANNED_ONCE)
 
         async def leave_as_it_is(_: object) -> None:
             """A statement by itself leaves nothing behind that would have to be reset."""

@@ -29,12 +29,14 @@ class Wakeup:
     """Tells waiters that the feed may have grown.
 
     Read `generation` before looking into the database, and give it to `wait` if there was nothing: news that came in
-    between then ends the wait at once, so none is missed.
+    between then ends the wait at once, so none is missed. `waiting` is for who bounds how many do.
     """
 
     def __init__(self, dsn: str, *, heartbeat: float = _HEARTBEAT) -> None:
         self.generation = 0
+        self.waiting = 0
         self.draining = False
+        self._drained = asyncio.Event()
         self._dsn = dsn
         self._heartbeat = heartbeat
         self._news = asyncio.Event()
@@ -60,9 +62,17 @@ class Wakeup:
             async with asyncio.timeout(timeout):
                 await self._news.wait()
 
+    async def rest(self, seconds: float) -> None:
+        """Wait so many seconds, whatever is committed, or until the process drains; not at all where they are none."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._drained.wait()
+
     def drain(self) -> None:
         """End every wait, now and from now on, so that the process can finish its answers and stop."""
         self.draining = True
+        self._drained.set()
         self._announce()
 
     async def listening(self) -> None:

@@ -169,7 +169,7 @@ async def list_consumer_events(
 
     With `lease` the page is this caller's alone: everybody else gets 409, with the seconds left in `Retry-After`, until it
     is acknowledged with its `lease_id` or the time is over. An empty page is not leased. With `wait` the answer comes as
-    soon as there is an event and nobody else holds the page.
+    soon as there is an event, or within two seconds of when nobody else holds the page any more.
 
     410 with `oldest_after` says that the consumer is overtaken: events behind its position have been removed, as they were
     older than is kept. It stays so until it is moved on purpose, with a `start`.
@@ -177,23 +177,15 @@ async def list_consumer_events(
     if query.lease is not None and Scope.WRITE not in key.scopes:
         raise ScopeMissingError("a page with a lease needs a key with the scopes read and write")
     found: Look | None = None
-    refusal: LeasedError | None = None
 
     async def look() -> bool:
-        nonlocal found, refusal
-        try:
-            found = await consumers.page(
-                request.state.engine, name, query, limit=query.limit, lease=query.lease, before=found
-            )
-        except LeasedError as exc:
-            refusal = exc
-            return False
-        refusal = None
+        nonlocal found
+        found = await consumers.page(
+            request.state.engine, name, query, limit=query.limit, lease=query.lease, before=found
+        )
         return bool(found.page.events)
 
     await look_until_there(request, look, wait=query.wait)
-    if refusal is not None:
-        raise refusal
     assert found is not None  # noqa: S101 - it was looked for once at least
     return Response(msgspec.json.encode(found.page), media_type="application/json")
 
@@ -228,16 +220,20 @@ async def ack_consumer(
 )
 async def park_event(
     request: Request,
-    _key: WriteKey,
+    key: WriteKey,
     name: ConsumerName,
     _none: NoParameters,
     given: Annotated[Park, Depends(read_body(Park))],
 ) -> ParkedEvent:
     """An event that cannot be handled is put on a list and comes in no page any more, so that it holds up nothing.
 
-    To park it again changes nothing. A consumer may have 1000 parked events.
+    To park it again changes nothing. A consumer may have 1000 parked events. What the event is about is told to a key that
+    may read.
     """
-    return await consumers.park(request.state.engine, name, given)
+    parked = await consumers.park(request.state.engine, name, given)
+    if Scope.READ in key.scopes:
+        return parked
+    return parked.model_copy(update={"event_id": None, "entity_type": None, "entity_id": None})
 
 
 @router.get(

@@ -172,7 +172,7 @@ class ParkedEvent(BaseModel):
     event_id: Annotated[
         UUID | None,
         Field(
-            description="For `GET /v1/events/{event_id}`; null once the event is no longer kept",
+            description="For `GET /v1/events/{event_id}`; null once the event is no longer kept, and to who may not read",
             examples=["01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e11"],
         ),
     ]

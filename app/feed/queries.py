@@ -185,7 +185,7 @@ def _of_entities(
 ) -> Select[int, int]:
     """The first events of certain entities: each one's stand in an index in their order, so take a few of each and merge."""
     entity_types = filters.entity_type or EntityType
-    pairs = [(entity_type, entity_id) for entity_type in entity_types for entity_id in filters.entity_id]
+    pairs = dict.fromkeys((entity_type, entity_id) for entity_type in entity_types for entity_id in filters.entity_id)
     wanted = (
         func.unnest(cast([one for one, _ in pairs], ARRAY(Text)), cast([one for _, one in pairs], ARRAY(Text)))
         .table_valued("entity_type", "entity_id", name="wanted")

@@ -256,6 +256,19 @@ async def test_what_reads_needs_read_and_what_changes_needs_write(
     assert response.is_success, response.text
 
 
+async def test_who_may_only_write_is_not_told_what_an_event_is_about(reader: Reader) -> None:
+    await events_of(reader.engine, 1)
+    await created(reader)
+    for scopes, is_told in [([Scope.WRITE], False), ([Scope.READ, Scope.WRITE], True)]:
+        _, key = await create_key(reader.engine, "-".join(scopes), scopes, now=NOW)
+        headers, body = {"Authorization": f"Bearer {key}"}, {"sequence": 1, "reason": "poison"}
+        told = (await reader.http.post("/v1/consumers/search/park", json=body, headers=headers)).json()
+        assert {name for name, value in told.items() if value is not None} == {
+            *("sequence", "reason", "parked_at"),
+            *(("event_id", "entity_type", "entity_id") if is_told else ()),
+        }
+
+
 async def test_a_lease_needs_both_scopes(reader: Reader) -> None:
     await created(reader)
     for scopes, status in [([Scope.READ], 403), ([Scope.WRITE], 403), ([Scope.READ, Scope.WRITE], 200)]:

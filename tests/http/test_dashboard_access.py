@@ -183,6 +183,12 @@ async def test_a_form_that_is_not_of_this_dashboard_does_nothing(receiver: Recei
     assert await status_after(headers={"Sec-Fetch-Site": "same-origin"}) == (303, "accepted")
 
 
+async def test_a_consumer_whose_name_nothing_can_hold_is_not_there(visitor: Visitor) -> None:
+    await visitor.log_in()
+    for name in ("nobody", "%00", "%ed%a0%80"):
+        assert (await visitor.http.get(f"/dashboard/consumers/{name}")).status_code == 404
+
+
 async def test_a_token_is_worth_nothing_in_another_session(receiver: Receiver, visitor: Visitor) -> None:
     await visitor.log_in()
     async with visiting(receiver) as other:
@@ -192,10 +198,9 @@ async def test_a_token_is_worth_nothing_in_another_session(receiver: Receiver, v
     assert response.status_code == 403
 
 
-async def test_a_login_from_another_site_is_refused(visitor: Visitor) -> None:
-    response = await visitor.http.post(
-        "/dashboard/login", data={"key": ADMIN_KEY}, headers={"Origin": "https://a.example"}
-    )
+@pytest.mark.parametrize("origin", ["https://a.example", "http://["])
+async def test_a_login_from_another_site_is_refused(visitor: Visitor, origin: str) -> None:
+    response = await visitor.http.post("/dashboard/login", data={"key": ADMIN_KEY}, headers={"Origin": origin})
     assert response.status_code == 403
     assert "set-cookie" not in response.headers
 

@@ -110,6 +110,15 @@ async def test_a_page_that_is_just_full_does_not_promise_more(reader: Reader) ->
     assert (page["has_more"], page["after"]) == (False, rows[-1]["sequence"])
 
 
+@pytest.mark.parametrize(
+    "query", ["entity_id=1001&entity_id=1001", "entity_id=1001&entity_type=product&entity_type=product"]
+)
+async def test_a_value_that_is_given_twice_counts_once(reader: Reader, query: str) -> None:
+    await an_event(reader.engine, entity_id="1001")
+    page = (await reader.get(f"/v1/events?limit=1&{query}")).json()
+    assert (len(page["events"]), page["has_more"]) == (1, False)
+
+
 async def test_after_stands_behind_what_a_filter_skipped(reader: Reader) -> None:
     wanted = await an_event(reader.engine, action="delete")
     last = (await events_of(reader.engine, 3))[-1]

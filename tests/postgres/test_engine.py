@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -122,3 +123,22 @@ async def test_a_migration_takes_as_long_as_it_takes(database: str) -> None:
             driver = await driver_of(connection)
             assert (driver._config.command_timeout is None) == (timeout is None)  # type: ignore[attr-defined]
         await engine.dispose()
+
+
+async def test_a_connection_that_is_cut_before_it_is_ready_asks_to_come_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has a word of its own for it when it is between two messages, which SQLAlchemy takes for a fault of ours."""
+
+    async def cut(*_: object) -> None:
+        raise asyncpg.InternalClientError("got result for unknown protocol state 3")
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", cut)
+    engine = create_engine(database)
+    with pytest.raises(DatabaseUnavailableError):
+        async with reading(engine):
+            pass
+    await engine.dispose()
+    async with Lookups(database) as lookups:
+        with pytest.raises(DatabaseUnavailableError):
+            await lookups.fetch("SELECT 1")
