@@ -1,5 +1,7 @@
 """Tries the proof of callbacks that were kept apart again, with today's settings, and takes in those that pass.
 
+A secret that was accepted when a callback came still proves it, though it was rotated away since then.
+
 One that passes goes the way of every other: its secrets are blanked, it is read, and the ledger writes it, under the id that it
 was kept by. So a release that breaks off between that commit and the removal takes nothing in twice.
 """
