@@ -27,6 +27,9 @@ _FRESH = timedelta(seconds=REFRESH_INTERVAL)
 _DISTANCE = 0.1
 """Seconds between two readings that failed proofs ask for."""
 
+_TRUSTED = 2 * REFRESH_INTERVAL
+"""Seconds for which what was read counts as certain where a look takes longer than a callback can wait."""
+
 _PATIENCE = 0.25
 """Seconds that a callback waits for a refresh; its answer has to come well within half a second."""
 
@@ -54,6 +57,7 @@ class Keyring:
         self._registrations: dict[EntityType, Registration] = {}
         self._retiring: dict[EntityType, list[Retiring]] = {}
         self._tried_at = float("-inf")
+        self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._coming: asyncio.Task[bool] | None = None
         self._trouble: str | None = None
@@ -97,8 +101,9 @@ class Keyring:
         """
         async with self._reading:  # else one that began earlier might end later, and bring back what was before
             self._coming = None  # who comes from now on may come for something newer
-            self._tried_at = time.monotonic()
+            begun = self._tried_at = time.monotonic()
             self._take(*await self._store.credentials())
+            self._read_at = begun
 
     def _take(self, registrations: Iterable[Registration], retiring: Iterable[Retiring]) -> None:
         self._worked_out.clear()
@@ -117,8 +122,9 @@ class Keyring:
         return replace(registration, signing_secret=before.signing_secret, headers=before.headers)
 
     async def look_again(self) -> bool:
-        """Read the store because a proof failed: another replica may just have registered or rotated. Whether it was read.
+        """Read the store because a proof failed: another replica may just have registered or rotated.
 
+        Whether what is known is certain then: it was read now, or a moment ago where that takes longer than can be waited.
         Calls at the same time share the next reading; one that has begun may not have seen what they came for. Readings
         keep their distance, so that callbacks which prove nothing cost Postgres little, however many come. Waits a quarter
         of a second at most, and never raises for a Postgres that is away.
@@ -127,7 +133,9 @@ class Keyring:
             self._coming = asyncio.create_task(self._refresh_at_a_distance(), name="keyring refresh")
         coming = self._coming
         await asyncio.wait({coming}, timeout=_PATIENCE)
-        return coming.done() and coming.exception() is None and coming.result()
+        if coming.done():
+            return coming.exception() is None and coming.result()
+        return time.monotonic() - self._read_at < _TRUSTED
 
     async def _refresh_at_a_distance(self) -> bool:
         await asyncio.sleep(self._tried_at + self._distance - time.monotonic())

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain.values import EntityType
 from app.errors import DatabaseUnavailableError
+from app.intake import keyring as keyring_module
 from app.intake.keyring import Accepted, Keyring
 from app.registration.register import Registrar
 from app.registration.retry_window import ATTEMPT_MARGIN
@@ -122,6 +123,24 @@ class CountingStore(RegistrationStore):
 @pytest.fixture
 def store() -> CountingStore:
     return CountingStore()
+
+
+async def test_what_is_known_is_certain_after_a_look_and_for_a_while_where_that_takes_long(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring_module, "_PATIENCE", 0.02)
+    keyring = Keyring(store, {}, distance=0)
+    assert not await keyring.look_again()  # it was never read
+    store.answer.set()
+    await keyring.refresh()
+    assert await keyring.look_again()
+    store.away = True
+    assert not await keyring.look_again()
+    store.answer.clear()
+    assert await keyring.look_again()  # it was read a moment ago
+    monkeypatch.setattr(keyring_module, "_TRUSTED", 0)
+    assert not await keyring.look_again()
+    store.answer.set()
 
 
 async def test_failed_proofs_at_the_same_time_share_one_reading(store: CountingStore) -> None:
