@@ -205,6 +205,8 @@ async def _kept_up(chore: _Chore, name: str) -> None:
     while True:
         try:
             return await chore()
-        except Exception:  # noqa: BLE001 - whatever it is
+        except Exception:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # it is to end, and this is what came of it
             _log.exception("a background task died, begins anew", extra={"task": name, "again_in": CHORES_BEGIN_ANEW})
         await asyncio.sleep(CHORES_BEGIN_ANEW)

@@ -246,8 +246,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Nothing is waited for any more."""
         if self._watch is not None:
             self._watch.cancel()
+        super().connection_lost(exc)  # which closes once more
         self._joining.expect_nothing()
-        super().connection_lost(exc)
         # What would keep it in memory, with its last request: a timer where it was reset, and a circle.
         self._unset_keepalive_if_required()
         self.cycle = None  # type: ignore[assignment]  # there is none any more

@@ -314,3 +314,20 @@ async def test_a_chore_that_died_begins_anew(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
         "a background task died, begins anew"
     ]
+
+
+async def test_a_chore_that_is_told_to_end_ends_whatever_comes_of_it() -> None:
+    begun = asyncio.Event()
+
+    async def chore() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError as exc:
+            raise DatabaseUnavailableError("cut off in the middle of a statement") from exc
+
+    task = asyncio.create_task(main._kept_up(chore, "a chore"))
+    await begun.wait()
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done

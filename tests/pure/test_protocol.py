@@ -7,9 +7,11 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from app import protocol
-from app.protocol import LEAST_TAKEN, JoiningTransport
+from app.protocol import LEAST_TAKEN, BoundedProtocol, JoiningTransport
 
 
 class RecordingTransport(asyncio.Transport):
@@ -37,6 +39,10 @@ class RecordingTransport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return bool(self.sent)
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
 
 
 @pytest.fixture
@@ -130,6 +136,19 @@ async def test_who_takes_too_little_is_given_up(below: RecordingTransport, trans
     transport.expect_taking()
     await until_aborted(below)
     assert below.waiting == [LEAST_TAKEN + 1]
+
+
+async def test_of_a_connection_that_is_lost_nothing_is_expected(below: RecordingTransport) -> None:
+    """Though uvicorn closes it once more, and what the peer did not take may still be there."""
+    config = uvicorn.Config(lambda: None, log_config=None, access_log=False, ws="none")
+    config.load()
+    before = JoiningTransport.untaken
+    server = BoundedProtocol(config, ServerState(), {})
+    server.connection_made(below)
+    below.waiting = [50]
+    server.connection_lost(None)
+    assert JoiningTransport.untaken == before
+    assert server._joining._taking is None
 
 
 async def test_what_waits_for_slow_readers_is_bounded_in_the_whole_process(monkeypatch: pytest.MonkeyPatch) -> None:
