@@ -6,7 +6,7 @@ What the lifespan opens is closed in the reverse order, also where the start fai
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -57,7 +57,8 @@ from app.settings import Settings
 _log = logging.getLogger(__name__)
 
 CHORES_BEGIN_ANEW = 10.0
-"""Seconds after which a chore that died begins anew."""
+CHORES_ARE_TOLD_AGAIN = 1.0
+"""Seconds after which a chore that died begins anew, and after which one that was told to end is told again."""
 
 
 def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> FastAPI:
@@ -195,9 +196,10 @@ async def _running(chore: _Chore, *, name: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        # Told again, should it have missed it: a connection that is cut just then is another error, after which it goes on.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=CHORES_ARE_TOLD_AGAIN)
 
 
 async def _kept_up(chore: _Chore, name: str) -> None:

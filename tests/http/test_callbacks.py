@@ -331,3 +331,24 @@ async def test_a_chore_that_is_told_to_end_ends_whatever_comes_of_it() -> None:
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=5)
     assert done
+
+
+async def test_a_chore_that_misses_that_it_is_to_end_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is cut just then is an error like others, after which it would go on; and the process, too."""
+    monkeypatch.setattr(main, "CHORES_ARE_TOLD_AGAIN", 0.01)
+    begun, missed = asyncio.Event(), 0
+
+    async def chore() -> None:
+        nonlocal missed
+        begun.set()
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                missed += 1
+                if missed == 3:
+                    raise
+
+    async with asyncio.timeout(10), main._running(chore, name="a chore"):
+        await begun.wait()
+    assert missed == 3
