@@ -175,8 +175,8 @@ def _chores(settings: Settings, dsn: str, state: dict[str, Any]) -> Iterator[tup
     yield "sealing", partial(keep_sealed, engine, state["sealer"])
     yield "reconciliation", reconciler.keep
     if "callbacks" in settings.roles:
-        types = [EntityType(name) for name in settings.jasper_webhook_entity_types]
-        yield "registration", partial(keep_registered, registrar, types, settings.registration_check)
+        for name in settings.jasper_webhook_entity_types:
+            yield f"register {name}", partial(keep_registered, registrar, EntityType(name), settings.registration_check)
         yield "attendance", Attendance(settings, engine, registrar.store).keep
     if settings.jasper_fetch_entity and settings.names_jasper:
         fetcher = Fetcher(dsn, reconciler.jasper, settings.payload_mapping, state["wakeup"])

@@ -9,7 +9,7 @@ from receiving.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -40,20 +40,15 @@ class Pauses:
 
 
 async def keep_registered(
-    registrar: Registrar, entity_types: Collection[EntityType], interval: timedelta, pauses: Pauses | None = None
+    registrar: Registrar, entity_type: EntityType, interval: timedelta, pauses: Pauses | None = None
 ) -> None:
-    """Register every entity type, then look at each every `interval`, for ever. Run as a task, once the socket listens.
+    """Register an entity type, then look at it every `interval`, for ever. Run as a task, once the socket listens.
 
     Returns only where the settings name no Jasper, and then at once. With an interval of 0 it looks only at what was left
     undone. Failures are logged, stored with the registration, and never raised.
     """
-    if not registrar.has_jasper:
-        return
-    async with asyncio.TaskGroup() as tasks:
-        for entity_type in entity_types:
-            tasks.create_task(
-                _Keeper(registrar, entity_type, interval, pauses or Pauses()).keep(), name=f"register {entity_type}"
-            )
+    if registrar.has_jasper:
+        await _Keeper(registrar, entity_type, interval, pauses or Pauses()).keep()
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,20 +70,21 @@ async def kept(
     pauses: Pauses = NO_PAUSES,
 ) -> AsyncIterator[Callable[[Callable[[Registration], bool]], Awaitable[Registration]]]:
     """Runs the watch; yields a call that waits until what is stored of the product's webhook satisfies a condition."""
-    task = asyncio.create_task(keep_registered(registrar, entity_types, interval, pauses))
+    tasks = {asyncio.create_task(keep_registered(registrar, one, interval, pauses)) for one in entity_types}
 
     async def until(condition: Callable[[Registration], bool]) -> Registration:
         async with asyncio.timeout(30):
             while not condition(stored := await registrar.store.load(PRODUCT)):
-                assert not task.done()
+                assert not any(task.done() for task in tasks)
                 await asyncio.sleep(0.005)
         return stored
 
     try:
         yield until
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def is_registered(stored: Registration) -> bool:
@@ -99,7 +100,7 @@ async def test_every_entity_type_is_registered(engine: AsyncEngine) -> None:
 
 async def test_without_jasper_nothing_is_asked_of_anybody(engine: AsyncEngine) -> None:
     jasper = FakeJasper()
-    await keep_registered(registrar_for(engine, jasper, Settings()), [PRODUCT], INTERVAL)
+    await keep_registered(registrar_for(engine, jasper, Settings()), PRODUCT, INTERVAL)
     assert jasper.calls == []
 
 
