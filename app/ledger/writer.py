@@ -314,9 +314,9 @@ class _BrokenError(Exception):
     """The connection to Postgres broke."""
 
 
-_IDLE = 5.0
+_IDLE = 20.0
 """Seconds without a statement after which Postgres ends a transaction: the feed's lock must not be held by a process, or a
-machine, that stands still."""
+machine, that stands still. The most costly body takes some seconds of work between two statements, more on a busy machine."""
 
 
 async def open_ledger_connection(dsn: str, *, patience: float) -> asyncpg.Connection:
