@@ -101,6 +101,9 @@ async def _prepared(connection: asyncpg.Connection, settings: str) -> asyncpg.Co
     except (*UNREACHABLE, asyncpg.PostgresError) as exc:
         connection.terminate()
         raise DatabaseUnavailableError(f"Postgres went away ({type(exc).__name__})") from exc
+    except BaseException:  # who asked for it was told to end
+        connection.terminate()
+        raise
     return connection
 
 
