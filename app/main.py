@@ -206,9 +206,11 @@ async def _kept_up(chore: _Chore, name: str) -> None:
     """Begin a chore anew should it die, of what nobody thought of: nobody would miss it before it is needed."""
     while True:
         try:
-            return await chore()
-        except Exception:
+            await chore()
+        except Exception:  # noqa: BLE001 - whatever it is
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # it is to end, and this is what came of it
+                return  # it is to end, and this is what came of it
             _log.exception("a background task died, begins anew", extra={"task": name, "again_in": CHORES_BEGIN_ANEW})
+        else:
+            return
         await asyncio.sleep(CHORES_BEGIN_ANEW)

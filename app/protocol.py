@@ -50,8 +50,9 @@ SLOWEST_READER = 60.0
 LEAST_TAKEN = 256 * 1024
 """Seconds in which a peer has to take so many bytes of an answer that waits for it, or all that is left."""
 
-MOST_UNTAKEN = 64 * 1024 * 1024
-"""Bytes of answers that wait for their readers, in the whole process. Who comes on top is cut off, and may come again."""
+MOST_UNTAKEN = 128 * 1024 * 1024
+"""Bytes of answers that wait for their readers, in the whole process. Beyond them whoever has waited longest is cut off: it is
+no quick reader, and may come again."""
 
 LONGEST_HELD_BACK = 0.05
 """Seconds in which the rest of a request has to follow its beginning for the shortcut: a proxy may send the head and the body
@@ -70,8 +71,8 @@ class JoiningTransport(asyncio.Transport):
     that the peer's pace is felt as before. It knows what uvicorn asks of a transport.
     """
 
-    untaken: ClassVar[int] = 0
-    """Bytes that wait for slow peers, all of them together."""
+    untaken: ClassVar[dict["JoiningTransport", int]] = {}
+    """Those whose peers have not taken everything, longest first, and how many bytes wait in each."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -79,7 +80,6 @@ class JoiningTransport(asyncio.Transport):
         self._loop = loop
         self._held: bytes | bytearray | memoryview | None = None
         self._taking: asyncio.TimerHandle | None = None
-        self._counted = 0
         # Asked often, and not to be answered by way of here.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -112,22 +112,22 @@ class JoiningTransport(asyncio.Transport):
         """Abort unless the peer takes what waits for it, at least as fast as it has to, from now on until `expect_nothing`."""
         if self._taking is None:
             waiting = self._transport.get_write_buffer_size()
-            self._count(waiting)
+            self.untaken[self] = waiting
             self._taking = self._loop.call_later(SLOWEST_READER, self._look_what_was_taken, waiting)
-            if JoiningTransport.untaken > MOST_UNTAKEN:
-                _log.warning("answer cut off", extra={"bytes": waiting, "reason": "too much waits for slow readers"})
-                self.abort()
+            while sum(self.untaken.values()) > MOST_UNTAKEN:
+                slowest = next(iter(self.untaken))
+                _log.warning(
+                    "answer cut off",
+                    extra={"bytes": self.untaken.pop(slowest), "reason": "too much waits for slow readers"},
+                )
+                slowest.abort()
 
     def expect_nothing(self) -> None:
         """All was taken, or the connection is gone."""
-        self._count(0)
+        self.untaken.pop(self, None)
         if self._taking is not None:
             self._taking.cancel()
             self._taking = None
-
-    def _count(self, waiting: int) -> None:
-        JoiningTransport.untaken += waiting - self._counted
-        self._counted = waiting
 
     def _look_what_was_taken(self, waited: int) -> None:
         self._taking = None

@@ -6,13 +6,14 @@ Nothing is kept per notification and nothing per waiter beyond its own task, so 
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Self
 
 import asyncpg
 
 from app.db.engine import UNREACHABLE, connect
-from app.errors import DatabaseUnavailableError
+from app.errors import DatabaseUnavailableError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -25,16 +26,35 @@ _HEARTBEAT = 30.0
 """Seconds between looks at an idle connection: one that died without a word would never notify again."""
 
 
+class Places:
+    """Counts those who are at something, so that no more are than may be."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    @contextmanager
+    def one(self, most: int, refusal: str) -> Iterator[None]:
+        """One place out of `most`, until the block ends. Raises UnavailableError with `refusal` where all are taken."""
+        if self.taken >= most:
+            raise UnavailableError(refusal)
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
 class Wakeup:
     """Tells waiters that the feed may have grown.
 
     Read `generation` before looking into the database, and give it to `wait` if there was nothing: news that came in
-    between then ends the wait at once, so none is missed. `waiting` is for who bounds how many do.
+    between then ends the wait at once, so none is missed. `waiting` counts those who hold a
+    request meanwhile.
     """
 
     def __init__(self, dsn: str, *, heartbeat: float = _HEARTBEAT) -> None:
         self.generation = 0
-        self.waiting = 0
+        self.waiting = Places()
         self.draining = False
         self._drained = asyncio.Event()
         self._dsn = dsn

@@ -11,8 +11,8 @@ process by replacing the server's handler of signals, while ours is told (`Wakeu
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -21,8 +21,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.db.engine import POOL_SIZE, reading
-from app.db.wakeup import Wakeup
-from app.errors import DatabaseUnavailableError, GoneError, UnavailableError
+from app.db.wakeup import Places, Wakeup
+from app.errors import DatabaseUnavailableError, GoneError
 from app.feed import queries
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, EventRecord
@@ -100,20 +100,14 @@ class Streams:
     def __init__(self, engine: AsyncEngine, wakeup: Wakeup) -> None:
         self._engine = engine
         self._wakeup = wakeup
-        self._open = 0
+        self._places = Places()
         self._connections = asyncio.Semaphore(_READS)
         self._running: dict[tuple[int, int | None, Filters], asyncio.Task[_Page]] = {}
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the streams that may be open at once. Raises UnavailableError where there is none left."""
-        if self._open >= _MOST_STREAMS:
-            raise UnavailableError(f"{_MOST_STREAMS} streams are open already; read pages with wait= instead")
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
+    def place(self) -> AbstractContextManager[None]:
+        """One of the streams that may be open at once. Entering raises UnavailableError where there is none left."""
+        refusal = f"{_MOST_STREAMS} streams are open already; read pages with wait= instead"
+        return self._places.one(_MOST_STREAMS, refusal)
 
     async def follow(
         self, filters: Filters, *, after: int | None, still_allowed: Callable[[], Awaitable[bool]]

@@ -1,14 +1,13 @@
 """Holds a reader until there is something for it (`wait=`), without a database connection while it waits."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 
 from app.db.engine import reading
 from app.db.wakeup import Wakeup
-from app.errors import LeasedError, UnavailableError
+from app.errors import LeasedError
 from app.feed import queries
 from app.feed.filters import Filters
 from app.feed.schemas import EventPageRecord, WrittenEventPageRecord
@@ -71,7 +70,7 @@ async def look_until_there(request: Request, look: Callable[[], Awaitable[bool]]
         left = deadline - clock()
         if left <= 0 or wakeup.draining or await request.is_disconnected():
             break
-        with _place(wakeup):
+        with wakeup.waiting.one(_MOST_WAITING, f"{_MOST_WAITING} readers wait already; ask again, or without wait="):
             if refusal is not None:  # whatever is committed, the page is another's
                 await wakeup.rest(min(left, _POLL, refusal.retry_after))
             else:
@@ -83,15 +82,3 @@ async def look_until_there(request: Request, look: Callable[[], Awaitable[bool]]
             break
     if refusal is not None:
         raise refusal
-
-
-@contextmanager
-def _place(wakeup: Wakeup) -> Iterator[None]:
-    """One of those who may wait at once."""
-    if wakeup.waiting >= _MOST_WAITING:
-        raise UnavailableError(f"{_MOST_WAITING} readers wait already; ask again, or without wait=")
-    wakeup.waiting += 1
-    try:
-        yield
-    finally:
-        wakeup.waiting -= 1

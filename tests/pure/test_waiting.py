@@ -131,11 +131,11 @@ async def test_so_many_may_wait_and_whoever_comes_then_is_told(
 ) -> None:
     monkeypatch.setattr(waiting, "_MOST_WAITING", 1)
     first = await begin(Looks(False, True))
-    while wakeup.waiting == 0:
+    while wakeup.waiting.taken == 0:
         await asyncio.sleep(0)
     with pytest.raises(UnavailableError):
         await (await begin(Looks(False)))
     await (await begin(Looks(False), 0))  # who does not wait takes no place
     wakeup._announce()
     await first
-    assert wakeup.waiting == 0
+    assert wakeup.waiting.taken == 0
