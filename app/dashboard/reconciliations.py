@@ -21,9 +21,12 @@ async def list_reconciliations(visit: Visit) -> Response:
     """The newest, how far each has come, and the entity types that need one."""
     reconciler: Reconciler = visit.request.state.reconciler
     latest = await store.latest(visit.engine)
+    listed = await store.newest(visit.engine)
+    # One may have ended between the two: what the list says was read last, so nothing on the page contradicts it.
+    latest |= {one.entity_type: one for one in reversed(listed)}
     return visit.show(
         "reconciliations.html",
-        reconciliations=await store.newest(visit.engine),
+        reconciliations=listed,
         absences=await reconciler.absences(),
         running={entity_type for entity_type, one in latest.items() if one.status is Status.RUNNING},
         waiting=[one for one in latest.values() if one.status is Status.NEEDS_CONFIRMATION],

@@ -21,7 +21,7 @@ import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.db.engine import PLANNED_ONCE, UNREACHABLE, connect
+from app.db.engine import CONNECT_TIMEOUT, PLANNED_ONCE, UNREACHABLE, connect
 from app.domain.values import Entry, Receipt, Unreadable
 from app.errors import DatabaseUnavailableError, DrainingError, QueueFullError, UnavailableError
 from app.ledger.append import LOCK, append
@@ -282,9 +282,13 @@ class Writer:
         if self._connection is None or self._connection.is_closed():
             self._connection = await _translated(self._open_connection)
         connection = self._connection
+        size = sum(len(entry.delivery.body) for entry in entries if entry.delivery)
         try:
-            await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"))
-            return connection, await _translated(lambda: append(connection, entries))
+            async with asyncio.timeout(self._limits.patience + CONNECT_TIMEOUT + size / _SLOWEST):
+                await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"))
+                return connection, await _translated(lambda: append(connection, entries))
+        except TimeoutError as exc:
+            raise _BrokenError from exc
         except _BrokenError:  # maybe one that does not answer, and would not to a ROLLBACK
             raise
         except Exception as exc:
@@ -318,15 +322,19 @@ _IDLE = 20.0
 """Seconds without a statement after which Postgres ends a transaction: the feed's lock must not be held by a process, or a
 machine, that stands still. The most costly body takes some seconds of work between two statements, more on a busy machine."""
 
+_SLOWEST = 200_000
+"""Bytes of a batch for which a second more is allowed: the most costly body (5 MB of nothing but names, each of them indexed)
+takes Postgres two seconds, and the process a few, where the machine has nothing else to do. Given up too early it would come
+again, and never be written."""
+
 
 async def open_ledger_connection(dsn: str, *, patience: float) -> asyncpg.Connection:
-    """A connection to write the ledger with: a commit on it is durable, and no statement outlasts `patience` seconds.
+    """A connection to write the ledger with: its commits are durable, and locks are waited for `patience` seconds at most.
 
     Raises DatabaseUnavailableError.
     """
-    connection = await connect(
-        dsn, application_name="jasper-receiver ledger", statement_timeout=patience, idle_in_transaction=_IDLE
-    )
+    connection = await connect(dsn, application_name="jasper-receiver ledger", idle_in_transaction=_IDLE)
+    await connection.execute(f"SET lock_timeout = {int(patience * 1000)}")
     # Whatever an administrator made the default: who waited for the feed's lock has to see what was committed meanwhile.
     await connection.execute("SET default_transaction_isolation = 'read committed'")
     if await connection.fetchval("SHOW synchronous_commit") == "off":

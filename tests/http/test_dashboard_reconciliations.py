@@ -4,8 +4,12 @@ import asyncio
 import re
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access.keys import Scope
+from app.domain.values import EntityType
+from app.reconciliation import store
+from app.reconciliation.store import Reconciliation, Status
 from app.simulator import SimulatorOptions
 from tests.http.conftest import Receiver, Start
 from tests.http.dashboard import Visitor, a_key, text_of, visiting
@@ -78,6 +82,28 @@ async def test_what_is_gone_is_deleted_only_after_a_second_word(start: Start) ->
         said = await until(visitor, "product succeeded .* product needs confirmation")
         assert "stopped" not in said
         assert (await events(receiver)).count("product.deleted") == 1
+
+
+async def test_one_that_ends_while_the_page_is_made_does_not_contradict_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latest = store.latest
+
+    async def ended_since(engine: AsyncEngine) -> dict[EntityType, Reconciliation]:
+        return {name: one.model_copy(update={"status": Status.RUNNING}) for name, one in (await latest(engine)).items()}
+
+    async with (
+        beside(start, SimulatorOptions(rate=0), reconcile_most_deleted=0) as (simulator, receiver),
+        visiting(receiver) as visitor,
+    ):
+        await visitor.log_in()
+        await visitor.do(PATH, entity_type="product")
+        await until(visitor, "succeeded")
+        await simulator.change(kind="gone", entity_type="product")
+        await visitor.do(PATH, entity_type="product")
+        await until(visitor, "needs confirmation")
+        monkeypatch.setattr(store, "latest", ended_since)
+        assert "Product : the last one stopped" in text_of(await visitor.get(PATH))
 
 
 async def test_one_is_offered_where_callbacks_may_be_lost_until_it_has_made_good_for_that(start: Start) -> None:

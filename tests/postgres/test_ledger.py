@@ -445,15 +445,45 @@ async def test_who_waited_for_the_lock_in_vain_is_told_and_the_next_one_is_serve
     database: str, connection: asyncpg.Connection
 ) -> None:
     """Another replica holds the feed's lock, so a transaction has begun that never came to its first look."""
-    name = await connection.fetchval("SELECT current_database()")
-    await connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
-    async with Writer(database) as writer:
+    async with Writer(database, WriterLimits(patience=0.2)) as writer:
         await connection.execute("SELECT pg_advisory_lock($1)", Lock.FEED.key)
         with pytest.raises(DatabaseUnavailableError):
             await writer.commit(a_product(1))
         await connection.execute("SELECT pg_advisory_unlock($1)", Lock.FEED.key)
         await writer.commit(a_product(2))  # on the connection that was there
     assert await connection.fetchval("SELECT count(*) FROM events WHERE entity_id = '2'") == 1
+
+
+async def test_what_takes_longer_than_its_caller_waits_is_committed_all_the_same(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """Else a costly callback would come again, be put off again, and never be written."""
+    await connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.6); RETURN new; END'"
+    )
+    await connection.execute("CREATE TRIGGER slow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION slow()")
+    async with Writer(database, WriterLimits(patience=0.2)) as writer:
+        with pytest.raises(DatabaseUnavailableError):
+            await writer.commit(a_product(1))
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
+
+
+async def test_who_gets_no_answer_from_postgres_goes_to_it_anew(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where what stands between forgets a connection in the middle of a transaction."""
+    monkeypatch.setattr(ledger_writer, "CONNECT_TIMEOUT", 0.2)
+    await connection.execute(
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN IF nextval(''hung'') = 1 THEN PERFORM pg_sleep(60); END IF; RETURN new; END'"
+    )
+    await connection.execute("CREATE SEQUENCE hung")
+    await connection.execute("CREATE TRIGGER hang BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION hang()")
+    async with Writer(database, WriterLimits(patience=0.2)) as writer:
+        with pytest.raises(DatabaseUnavailableError):
+            await writer.commit(a_product(1))
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
+    assert await connection.fetchval("SELECT last_value FROM hung") == 2
 
 
 async def test_a_full_queue_refuses_and_what_was_queued_is_committed(
