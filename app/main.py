@@ -28,7 +28,7 @@ from app.entities import router as entities
 from app.feed import consumer_router as consumers
 from app.feed import router as feed
 from app.feed.alarm import Alarm
-from app.feed.plain_page import PlainPageRoute
+from app.feed.plain_page import PlainPageDoor
 from app.feed.stream import Streams
 from app.intake import rejections, release, unproven
 from app.intake.body import ROOM, Room
@@ -92,9 +92,6 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     else:
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **described)
     problems.install(app)
-    if with_api:
-        app.add_middleware(Compression)
-        app.router.routes.append(PlainPageRoute())
     app.include_router(health.router)
     app.include_router(scrape.router)
     if "dashboard" in settings.roles:
@@ -109,7 +106,10 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
             openapi.add_callback(app)
         openapi.add_examples(app)
     # Last, because nothing can be put around the layers any more; so also what they answer by themselves has its id.
-    stack = Requests(app.build_middleware_stack())
+    stack = app.build_middleware_stack()
+    if with_api:
+        stack = Compression(PlainPageDoor(stack))
+    stack = Requests(stack)
     app.middleware_stack = CallbackDoor(stack) if with_callbacks else stack
     return app
 

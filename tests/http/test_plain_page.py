@@ -4,10 +4,9 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.routing import Match
 
 from app.access.keys import Scope, create_key
-from app.feed.plain_page import PlainPageRoute
+from app.feed.plain_page import plain_page
 from tests.builders import NOW, events_of
 from tests.http.conftest import Reader
 
@@ -31,8 +30,11 @@ QUERIES = [
 ]
 
 
-def asked(query: str, *, method: str = "GET", accept: str | None = None, path: str = "/v1/events") -> dict[str, Any]:
+def asked(
+    query: str, *, method: str = "GET", accept: str | None = None, path: str = "/v1/events", body: bytes | None = None
+) -> dict[str, Any]:
     headers = [] if accept is None else [(b"accept", accept.encode())]
+    headers += [] if body is None else [(body, b"chunked" if body == b"transfer-encoding" else b"2")]
     return {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
 
 
@@ -45,7 +47,7 @@ def told(answer: httpx.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
 @pytest.mark.parametrize("query", ["", "after=17", "limit=5&after=17", "after=17&wait=30", "include_stale=true"])
 @pytest.mark.parametrize("accept", [None, "*/*", "application/json"])
 def test_a_position_and_a_size_are_a_plain_page(query: str, accept: str | None) -> None:
-    assert PlainPageRoute().matches(asked(query, accept=accept))[0] is Match.FULL
+    assert plain_page(asked(query, accept=accept)) is not None
 
 
 @pytest.mark.parametrize(
@@ -56,13 +58,14 @@ def test_a_position_and_a_size_are_a_plain_page(query: str, accept: str | None) 
         asked("", accept="text/html"),
         asked("", method="HEAD"),
         asked("", method="POST"),
+        *(asked("", body=header) for header in (b"content-length", b"transfer-encoding")),
         asked("", path="/v1/events/"),
         asked("", path="/v1/products"),
         {"type": "lifespan"},
     ],
 )
 def test_everything_else_is_left_to_the_routes(scope: dict[str, Any]) -> None:
-    assert PlainPageRoute().matches(scope) == (Match.NONE, {})
+    assert plain_page(scope) is None
 
 
 async def test_the_answer_is_the_same_by_either_way(reader: Reader) -> None:
@@ -73,6 +76,15 @@ async def test_the_answer_is_the_same_by_either_way(reader: Reader) -> None:
         short = await reader.http.get(f"/v1/events?{query}")
         long = await reader.http.get(f"/v1/events?{query}", headers=LONG_WAY)
         assert told(short) == told(long), query
+
+
+async def test_a_long_answer_is_compressed_in_the_same_way(reader: Reader) -> None:
+    await events_of(reader.engine, 50)
+    for accepted in ("gzip", "gzip;q=0", "identity"):
+        short = await reader.http.get("/v1/events", headers={"Accept-Encoding": accepted})
+        long = await reader.http.get("/v1/events", headers={"Accept-Encoding": accepted} | LONG_WAY)
+        assert told(short) == told(long)
+        assert (short.headers.get("content-encoding") == "gzip") == (accepted == "gzip")
 
 
 async def test_who_may_not_read_is_refused_in_the_same_way(reader: Reader) -> None:
