@@ -9,8 +9,9 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+import httpx
 from cryptography.fernet import Fernet
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -34,6 +35,8 @@ MappingPart = Literal["action", "entity_id", "data", "occurred_at", "delivery_id
 _HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LOCATION = re.compile(rf"auto|header:{_HEADER_NAME}|body:(/[^/]*)+|hmac-sha256:{_HEADER_NAME}")
 _PLACE = re.compile(rf"(/[^/]*)*|header:{_HEADER_NAME}")
+# One of the servers that a DATABASE_URL names; a password with an unescaped `/` or `#` ends it early, and is no port.
+_SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(:\d{1,5})?")
 _CALLBACK_HEADERS_RESERVED = {"content-length", "transfer-encoding", "host", "connection"}
 
 
@@ -42,6 +45,16 @@ def _split(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+def _strip(value: object) -> object:
+    """A text without the white space around it, such as the line end of what was made by `echo`."""
+    return value.strip() if isinstance(value, str) else value
+
+
+def _is_sendable(text: str) -> bool:
+    """Whether it can be the value of a header."""
+    return bool(text) and text.isascii() and text.isprintable() and text == text.strip()
 
 
 def _parse_json(value: object) -> object:
@@ -69,6 +82,7 @@ PayloadMapping = Annotated[
 ]
 """`JASPER_PAYLOAD_MAPPING`, also as it is typed into the dashboard to be tried."""
 
+Stripped = (BeforeValidator(_strip),)
 CommaSeparated = (NoDecode, BeforeValidator(_split))
 JsonObject = (NoDecode, BeforeValidator(_parse_json))
 
@@ -85,16 +99,16 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    database_url: SecretStr | None = Field(
+    database_url: Annotated[SecretStr | None, *Stripped] = Field(
         None, description="A Postgres of version 14 or later; unset: the embedded one"
     )
     data_dir: Path = Field(Path(".data"), description="Files of the embedded Postgres and generated development keys")
     auto_migrate: bool = Field(
         True, description="`serve` brings the schema to head first; `false`: refuses to start behind head"
     )
-    jasper_api_url: str | None = Field(None, description="The tenant's API base")
-    jasper_api_token: SecretStr | None = Field(None, description="The tenant's bearer token")
-    public_url: str | None = Field(None, description="Where Jasper reaches this service")
+    jasper_api_url: Annotated[str | None, *Stripped] = Field(None, description="The tenant's API base")
+    jasper_api_token: Annotated[SecretStr | None, *Stripped] = Field(None, description="The tenant's bearer token")
+    public_url: Annotated[str | None, *Stripped] = Field(None, description="Where Jasper reaches this service")
     jasper_webhook_name: str = Field(
         "Product Updates Webhook", min_length=1, max_length=200, description="The product webhook's name"
     )
@@ -128,7 +142,7 @@ class Settings(BaseSettings):
     encryption_keys: Annotated[tuple[SecretStr, ...], *CommaSeparated] = Field(
         (), description="Comma-separated Fernet keys; the first encrypts, all decrypt"
     )
-    admin_api_key: SecretStr | None = Field(None, description="A first key with every scope")
+    admin_api_key: Annotated[SecretStr | None, *Stripped] = Field(None, description="A first key with every scope")
     host: str = Field("127.0.0.1", min_length=1, description="The address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="The port to listen on")
     roles: Annotated[tuple[Role, ...], *CommaSeparated] = Field(
@@ -158,8 +172,14 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in {"postgresql", "postgres"}:
-            raise ValueError("must be a postgresql:// address")
+        if value is None:
+            return None
+        parts = urlsplit(value.get_secret_value())
+        servers = parts.netloc.rpartition("@")[2].split(",")
+        if parts.scheme not in {"postgresql", "postgres"} or not all(map(_SERVER.fullmatch, servers)):
+            raise ValueError(
+                "must be a postgresql:// address; characters such as / ? # in its password have to be percent-encoded"
+            )
         return value
 
     @field_validator("jasper_api_url", "public_url")
@@ -168,15 +188,23 @@ class Settings(BaseSettings):
         if value is None:
             return None
         parts = urlsplit(value)
-        if (
-            parts.scheme not in {"http", "https"}
-            or not parts.hostname
-            or parts.query
-            or parts.fragment
-            or parts.username
-        ):
-            raise ValueError("must be an http:// or https:// address with a host and without user, query or fragment")
+        try:
+            has_host = bool(httpx.URL(value).host) and parts.port != 0
+        except (ValueError, httpx.InvalidURL):  # a port that is none, or what no address may hold
+            has_host = False
+        if parts.scheme not in {"http", "https"} or not has_host or parts.query or parts.fragment or parts.username:
+            raise ValueError(
+                "must be an http:// or https:// address with a host, at most a port and a path, and without user, query or "
+                "fragment"
+            )
         return value.rstrip("/")
+
+    @field_validator("jasper_api_token")
+    @classmethod
+    def _is_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_sendable(value.get_secret_value()):
+            raise ValueError("must be printable ASCII")
+        return value
 
     @field_validator("public_url")
     @classmethod
@@ -197,10 +225,9 @@ class Settings(BaseSettings):
     def _are_sendable(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
         seen = set[str]()
         for name, secret in value.items():
-            text = secret.get_secret_value()
             if not re.fullmatch(_HEADER_NAME, name) or name.lower() in _CALLBACK_HEADERS_RESERVED:
                 raise ValueError(f"{name!r} cannot be used as the name of a header")
-            if not text or not text.isascii() or not text.isprintable() or text != text.strip():
+            if not _is_sendable(secret.get_secret_value()):
                 raise ValueError(f"the value of {name!r} must be printable ASCII without spaces around it")
             if name.lower() in seen:
                 raise ValueError(f"{name!r} is named twice")
@@ -212,6 +239,13 @@ class Settings(BaseSettings):
     def _is_location(cls, value: str) -> str:
         if not _LOCATION.fullmatch(value):
             raise ValueError("must be auto, header:NAME, body:/json/pointer or hmac-sha256:HEADER")
+        return value
+
+    @field_validator("reconcile_list_query")
+    @classmethod
+    def _is_query(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("?") or "page" in dict(parse_qsl(value, keep_blank_values=True))):
+            raise ValueError("must be parameters such as `per_page=250&sort=id`, without `?` and without `page`")
         return value
 
     @field_validator("encryption_keys")

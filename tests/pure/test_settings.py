@@ -58,8 +58,20 @@ def test_lists_objects_and_addresses_are_read(monkeypatch: pytest.MonkeyPatch) -
     ("name", "value"),
     [
         ("DATABASE_URL", "mysql://h/db"),
+        ("DATABASE_URL", "postgresql://user:w0rd/x@h/db"),
+        ("DATABASE_URL", "postgresql://user:w0rd#x@h/db"),
+        ("DATABASE_URL", "postgresql://h:abc/db"),
+        ("DATABASE_URL", "postgresql://h1:5432,h2:x/db"),
         ("JASPER_API_URL", "ftp://h"),
-        ("PUBLIC_URL", "https://user:word@h"),
+        ("JASPER_API_URL", "http://h:abc/api/v1"),
+        ("JASPER_API_URL", "http://h:99999"),
+        ("JASPER_API_URL", "http://exa mple.com"),
+        ("JASPER_API_URL", "http://h/\nx"),
+        ("JASPER_API_TOKEN", "t\u00f6ken"),
+        ("JASPER_API_TOKEN", "two\nlines"),
+        ("RECONCILE_LIST_QUERY", "?per_page=250"),
+        ("RECONCILE_LIST_QUERY", "sort=id&page=2"),
+        ("PUBLIC_URL", "https://user:w0rd@h"),
         ("PUBLIC_URL", "https://h?x=1"),
         ("JASPER_WEBHOOK_ENTITY_TYPES", "product,planet"),
         ("JASPER_WEBHOOK_HEADERS", "no json"),
@@ -87,7 +99,31 @@ def test_a_wrong_setting_is_named_and_its_value_is_not(monkeypatch: pytest.Monke
     with pytest.raises(SettingsError) as raised:
         load(monkeypatch, **{name: value})
     assert name in str(raised.value)
-    assert "user:word" not in str(raised.value)
+    assert "w0rd" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("postgresql://h/db", "postgres://u:p%2Fw@h:5432/db", "postgresql:///db?host=/run/postgresql"),
+        *("postgresql://u@[::1]:5432/db", "postgresql://u:p@h1:5432,h2,[::1]:5433/db?sslmode=require"),
+    ],
+)
+def test_every_usual_way_to_name_a_postgres_is_taken(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    settings = load(monkeypatch, DATABASE_URL=f"{address}\n", ENCRYPTION_KEYS=generate_key())
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == address
+
+
+def test_white_space_around_a_value_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret of Kubernetes that was made by `echo` ends with a line end, and no header may hold that."""
+    given = {name: f" {value}\n" for name, value in JASPER.items()}
+    settings = load(monkeypatch, **given, ADMIN_API_KEY="an-admin-key-of-some-length\n")
+    assert (settings.jasper_api_url, settings.public_url) == ("https://t.eu.jasperpim.com/api/v1", "https://r.example")
+    assert settings.jasper_api_token is not None
+    assert settings.jasper_api_token.get_secret_value() == "t0ken"
+    assert settings.admin_api_key is not None
+    assert settings.admin_api_key.get_secret_value() == "an-admin-key-of-some-length"
 
 
 def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
