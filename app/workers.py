@@ -28,6 +28,12 @@ PAUSE = 1.0
 PATIENCE = 30.0
 """Seconds that the processes have to end in order, more than requests have (`app.serving`); then they are killed."""
 
+MOST_FAILURES = 3
+"""How often in a row every process may end without having served, until the whole is given up."""
+
+_NEVER_SERVED = 1
+"""The exit code of a process that never came to serve, which is also Python's for an error that nobody caught."""
+
 Work = Callable[[socket.socket], bool]
 """What each process does: serves the socket until it is told to stop, and tells whether it ever got to serve. Sent to the
 processes, so it is a function of a module, or a `functools.partial` of one."""
@@ -36,6 +42,7 @@ processes, so it is a function of a module, or a `functools.partial` of one."""
 def run(work: Work, listener: socket.socket, count: int) -> bool:
     """Do `work` in `count` processes until SIGINT or SIGTERM; returns whether all of them ended in order.
 
+    Gives up, and returns False, where none of them comes to serve: whoever waits at the socket would wait for ever.
     What they count for Prometheus they share in a directory that is made for it, unless PROMETHEUS_MULTIPROC_DIR names one.
     """
     with ExitStack() as held:
@@ -48,11 +55,17 @@ def run(work: Work, listener: socket.socket, count: int) -> bool:
             before = signal.signal(number, lambda *_: told.set())
             held.callback(signal.signal, number, before)
         workers = [_start(work, listener) for _ in range(count)]
+        failures = [0] * count
         while not told.is_set():
             connection.wait([worker.sentinel for worker in workers], timeout=0.2)
             for place, worker in enumerate(workers):
                 if not worker.is_alive() and not told.is_set():
                     metrics.forget_process(worker.pid)
+                    failures[place] = failures[place] + 1 if worker.exitcode == _NEVER_SERVED else 0
+                    if min(failures) >= MOST_FAILURES:
+                        _log.error("no worker comes to serve, giving up", extra={"tries": MOST_FAILURES})
+                        _end(workers)
+                        return False
                     _log.error("a worker died, another one takes its place", extra={"exit_code": worker.exitcode})
                     told.wait(PAUSE)
                     workers[place] = _start(work, listener)
@@ -85,7 +98,7 @@ def _serve(work: Work, listener: socket.socket) -> None:
     assert parent is not None  # noqa: S101 - it was spawned
     threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True, name="parent").start()
     with listener:
-        raise SystemExit(0 if work(listener) else 1)
+        raise SystemExit(0 if work(listener) else _NEVER_SERVED)
 
 
 def _follow(sentinel: int) -> None:

@@ -151,7 +151,8 @@ def _serve(settings: Settings, dsn: str, keys: Sequence[str], listener: socket.s
     """Serve the socket until a signal comes, in this process or in one of several; whether it ever came to serve."""
     logs.configure(settings.log_level, settings.log_format)
     server = Server(create_app(settings, dsn, keys))
-    server.run(sockets=[listener])
+    with suppress(SystemExit):  # uvicorn's way to say that the application did not start, with an exit code of its own
+        server.run(sockets=[listener])
     return server.started
 
 

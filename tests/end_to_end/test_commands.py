@@ -5,16 +5,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.cli import commands
 from app.db.migrate import head_revision
 from app.sealing import generate_key
 from app.serving import listen
+from app.settings import Settings
 from tests.builders import a_delivery
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +72,20 @@ def test_every_wrong_setting_is_named_at_once_and_nothing_is_started(command: Co
     for name in ("PORT", "ROLES", "JASPER_API_URL", "ENCRYPTION_KEYS"):
         assert name in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_an_application_that_does_not_start_is_a_failure_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvicorn would end the process with an exit code of its own."""
+
+    @asynccontextmanager
+    async def failing(_: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("it does not start")
+        yield
+
+    monkeypatch.setattr(commands, "create_app", lambda *_: FastAPI(lifespan=failing))
+    monkeypatch.setattr("app.logs.configure", lambda *_: None)
+    with listen("127.0.0.1", 0) as listener:
+        assert not commands._serve(Settings(), "", [], listener)
 
 
 def test_a_database_that_is_not_there_is_said_in_words(command: Command) -> None:

@@ -1,6 +1,7 @@
 """Several processes on one port: as one receiver to whoever calls, and none of them missed when it dies."""
 
 import asyncio
+import operator
 import os
 import re
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app import workers
+from app.serving import listen
 from app.simulator import running_simulator
 from bench.processes import family_of
 from tests.end_to_end.harness import ReceiverProcess, running_receiver, write_catalog
@@ -64,11 +67,18 @@ async def test_workers_that_are_killed_are_replaced_and_nothing_is_lost_or_doubl
 async def test_workers_end_with_the_process_that_started_them_however_it_ends(tmp_path: Path) -> None:
     away = {"JASPER_API_URL": "http://127.0.0.1:9/api/v1", "JASPER_API_TOKEN": "a-token"}
     async with running_receiver(tmp_path / "data", "--workers", "2", **away) as receiver:
-        workers = workers_of(receiver)
-        assert len(workers) == 2
+        before = workers_of(receiver)
+        assert len(before) == 2
         await receiver.kill()
-        await until(lambda: not any(map(command_of, workers)))
+        await until(lambda: not any(map(command_of, before)))
         await receiver.start()  # on the port that they have let go of
+
+
+def test_workers_of_which_none_comes_to_serve_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever connects to the socket meanwhile would else wait for ever, and nobody would be told."""
+    monkeypatch.setattr(workers, "PAUSE", 0.0)
+    with listen("127.0.0.1", 0) as listener:
+        assert not workers.run(operator.not_, listener, 2)  # as work that says that it never served
 
 
 async def test_the_numbers_are_of_the_workers_that_live(tmp_path: Path) -> None:
