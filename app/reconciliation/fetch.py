@@ -26,6 +26,7 @@ from app.errors import DatabaseUnavailableError, JasperRefusedError, JasperUnava
 from app.jasper.client import JasperClient
 from app.jasper.entities import shown_entity
 from app.jasper.reading import Mappings
+from app.reconciliation.compare import is_before
 from app.reconciliation.ledger import ledger_connection, newest_event, write_shown
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ LOOK_EVERY = 5.0
 
 ATTEMPTS = 8
 """How often an entity that Jasper does not show is asked for before it is left."""
+
+_CLOCKS_APART = timedelta(minutes=1)
+_ATTEMPTS_AT_NEWER = 3
+"""How far the time of a notification and Jasper's stamp of the entity may differ; and how often an answer is taken for an old
+one, as a cache or a replica of Jasper's may give it, where they differ by more, until it is believed."""
 
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0
 """Seconds until an entity is asked for again: growing from the one to the other."""
@@ -63,7 +69,9 @@ _NOTE = f"""
 _FIND_DUE = """
     SELECT entity_type, entity_id, attempts FROM pending_fetches WHERE due_at <= $1 ORDER BY due_at LIMIT $2
 """
-_STILL_LACKS_DATA = f"SELECT FROM entities n WHERE entity_type = $1 AND entity_id = $2 AND {_LACKS_DATA}"
+_STILL_LACKS_DATA = f"""
+    SELECT newest_at FROM entities n WHERE entity_type = $1 AND entity_id = $2 AND {_LACKS_DATA}
+"""  # noqa: S608 - made of constants
 _UNCHANGED = """
     SELECT greatest(sequence, data_sequence) <= $3 FROM entities WHERE entity_type = $1 AND entity_id = $2
 """
@@ -122,7 +130,7 @@ class Fetcher:
         for row in await connection.fetch(_FIND_DUE, utc_now(), _ENTITIES_AT_ONCE):
             entity_type, entity_id = EntityType(row["entity_type"]), row["entity_id"]
             try:
-                problem = await self._fetch(connection, entity_type, entity_id)
+                problem = await self._fetch(connection, entity_type, entity_id, row["attempts"])
             except JasperRefusedError as exc:
                 if exc.status == HTTPStatus.UNAUTHORIZED:  # nothing else would be answered either
                     _log.warning("entities cannot be fetched", extra={"reason": str(exc)})
@@ -130,18 +138,25 @@ class Fetcher:
                 problem = str(exc)
             except JasperUnavailableError as exc:
                 _log.warning("entities cannot be fetched now", extra={"reason": str(exc)})
-                return min(_LONGEST_WAIT, max(_FIRST_WAIT, exc.retry_after or 0.0))
+                pause = min(_LONGEST_WAIT, max(_FIRST_WAIT, exc.retry_after or 0.0))
+                # The trouble may be with this one only, so the others go first after the pause.
+                due_at = utc_now() + timedelta(seconds=pause)
+                await connection.execute(_LATER, entity_type, entity_id, row["attempts"], due_at)
+                return pause
             if problem is not None:
                 await self._put_off(connection, entity_type, entity_id, row["attempts"] + 1, problem)
         return 0.0
 
-    async def _fetch(self, connection: asyncpg.Connection, entity_type: EntityType, entity_id: str) -> str | None:
-        """Fetch one entity; None where that is done with, else what is wrong with it.
+    async def _fetch(
+        self, connection: asyncpg.Connection, entity_type: EntityType, entity_id: str, attempts: int
+    ) -> str | None:
+        """Fetch one entity, after `attempts` in vain; None where that is done with, else what is wrong with it.
 
         Raises JasperRefusedError and JasperUnavailableError.
         """
         known_until = await newest_event(connection)
-        if not await connection.fetch(_STILL_LACKS_DATA, entity_type, entity_id):
+        lacking = await connection.fetchrow(_STILL_LACKS_DATA, entity_type, entity_id)
+        if lacking is None:
             await connection.execute(_DONE, entity_type, entity_id)
             return None
         answer = await self._jasper.entity(entity_type, entity_id)
@@ -153,6 +168,9 @@ class Fetcher:
             return str(exc)
         if shown.entity_id != entity_id:
             return f"Jasper answered with {shown.entity_id}"
+        until = None if shown.updated_at is None else shown.updated_at + _CLOCKS_APART
+        if attempts < _ATTEMPTS_AT_NEWER and is_before(until, lacking["newest_at"]):
+            return "Jasper shows a state from before what it told"
         async with connection.transaction():
             await write_shown(connection, entity_type, [shown], known_until=known_until)
             # Something newer may have come while Jasper was asked; then it is asked again for that.

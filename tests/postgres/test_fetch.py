@@ -129,8 +129,48 @@ async def test_trouble_at_jasper_is_waited_out_for_all_and_forgets_none(
     assert await pending(world) == {"1": 0, "2": 0}
     assert len(set(world.jasper.singles_read)) == 1
     world.jasper.trouble = lambda _: None
+    await world.sql.execute("UPDATE pending_fetches SET due_at = now() - interval '1 second'")  # 77 s later
     assert await fetch_all(world, database, connection) == 0
     assert await world.state() == world.jasper.products
+
+
+@pytest.mark.parametrize("trouble", [httpx.Response(500), httpx.Response(200, text="no json")], ids=["500", "no JSON"])
+async def test_an_entity_that_is_always_in_trouble_does_not_hold_up_the_others(
+    world: World, database: str, connection: asyncpg.Connection, trouble: httpx.Response
+) -> None:
+    for number in (1, 2, 3):
+        world.changed(number)
+        await thin(world, "created", number)
+    world.jasper.trouble = lambda request: trouble if request.url.path.endswith("/1") else None
+    pauses = [await fetch_all(world, database, connection) for _ in range(3)]
+    assert set(await world.state()) == {"2", "3"}
+    assert max(pauses) > 0
+    assert await pending(world) == {"1": 0}
+    assert await world.sql.fetchval("SELECT due_at FROM pending_fetches") > utc_now()
+
+
+async def test_an_answer_from_before_the_notification_is_asked_for_again_and_believed_in_the_end(
+    world: World, database: str, connection: asyncpg.Connection
+) -> None:
+    """A cache or a replica of Jasper's may be behind."""
+    old = dict(world.changed(1, price=1))
+    await world.told("created", old)
+    told_at = (world.now + timedelta(minutes=5)).isoformat()
+    await thin(world, "updated", 1, timestamp=told_at)
+    for attempt in range(1, fetch._ATTEMPTS_AT_NEWER + 1):
+        await fetch_all(world, database, connection)
+        assert await pending(world) == {"1": attempt}
+        await world.sql.execute("UPDATE pending_fetches SET due_at = now() - interval '1 second'")
+    await fetch_all(world, database, connection)
+    assert await pending(world) == {}
+
+    await thin(world, "updated", 1, timestamp=(world.now + timedelta(minutes=9)).isoformat())
+    await fetch_all(world, database, connection)
+    world.jasper.products["1"] = old | {"price": 2, "updated_at": (world.now + timedelta(minutes=9)).isoformat()}
+    await world.sql.execute("UPDATE pending_fetches SET due_at = now() - interval '1 second'")
+    await fetch_all(world, database, connection)
+    assert (await world.state())["1"]["price"] == 2
+    assert await pending(world) == {}
 
 
 async def test_an_entity_that_jasper_refuses_does_not_hold_up_the_others(
