@@ -166,7 +166,7 @@ class Lookups:
 
     async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """The rows of one statement, with its `$1` and so on. Raises DatabaseUnavailableError."""
-        async with _reached(), self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+        async with reached(), self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
             return await connection.fetch(statement, *arguments)
 
     @property
@@ -187,7 +187,7 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     Its transaction is begun at the driver, so that statements on `driver_of` it see the snapshot, too. Raises
     DatabaseUnavailableError where Postgres cannot be reached.
     """
-    async with _reached(), engine.connect() as connection:
+    async with reached(), engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         driver = await driver_of(connection)
         transaction = driver.transaction(isolation="repeatable_read", readonly=True)
@@ -213,12 +213,12 @@ async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
 @asynccontextmanager
 async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection in a transaction that is committed when the block ends. Raises DatabaseUnavailableError."""
-    async with _reached(), engine.begin() as connection:
+    async with reached(), engine.begin() as connection:
         yield connection
 
 
 @asynccontextmanager
-async def _reached() -> AsyncIterator[None]:
+async def reached() -> AsyncIterator[None]:
     """Translates whatever means that Postgres could not be reached."""
     try:
         yield

@@ -11,6 +11,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db.engine import reading, writing
@@ -45,9 +46,25 @@ async def current_revision(connection: AsyncConnection) -> str | None:
 async def migrate(engine: AsyncEngine) -> tuple[str | None, str]:
     """Bring the schema to head; returns the revision before and after.
 
-    Raises SchemaError where the database is at a revision this program does not know: it was migrated by a newer one;
-    and DatabaseUnavailableError.
+    Raises SchemaError where the database is at a revision this program does not know: it was migrated by a newer one, or
+    where its user may not change the schema; and DatabaseUnavailableError.
     """
+    try:
+        return await _migrate(engine)
+    except DBAPIError as exc:
+        if getattr(exc.orig, "sqlstate", None) != _NOT_ALLOWED:
+            raise
+        raise SchemaError(
+            "the user of DATABASE_URL may not make the tables: let it own the database, or GRANT CREATE ON SCHEMA public "
+            "and, for the views, CREATE ON DATABASE to it"
+        ) from exc
+
+
+_NOT_ALLOWED = "42501"
+"""SQLSTATE of a permission that is missing. Since version 15 Postgres lets only the owner of a database make tables in it."""
+
+
+async def _migrate(engine: AsyncEngine) -> tuple[str | None, str]:
     async with writing(engine) as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": Lock.MIGRATION.key})
         before = await current_revision(connection)

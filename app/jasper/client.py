@@ -498,18 +498,22 @@ def _error(response: httpx.Response, answer: Any, private: Collection[str]) -> J
         return JasperUnavailableError(
             f"Jasper {trouble} ({status}){said}", status=status, retry_after=_retry_after(response, utc_now())
         )
+    is_of_webhooks = "/webhooks" in response.request.url.path
     match status:
         case HTTPStatus.UNAUTHORIZED:
             words = "Jasper refused the token (401): it is missing, wrong or was rotated: set JASPER_API_TOKEN"
         case HTTPStatus.FORBIDDEN:
+            lacking = "manage webhooks" if is_of_webhooks else "read this"
             words = (
-                "Jasper refused the token (403): it is wrong, was rotated or lacks the permission to manage webhooks: "
+                f"Jasper refused the token (403): it is wrong, was rotated or lacks the permission to {lacking}: "
                 f"set JASPER_API_TOKEN{said}"
             )
         case HTTPStatus.NOT_FOUND:
             words = f"Jasper has nothing at {response.request.url.path} (404): look at JASPER_API_URL"
-        case HTTPStatus.UNPROCESSABLE_ENTITY:
+        case HTTPStatus.UNPROCESSABLE_ENTITY if is_of_webhooks:
             words = f"Jasper does not accept the webhook (422){said}"
+        case HTTPStatus.UNPROCESSABLE_ENTITY:
+            words = f"Jasper does not accept the parameters (422): look at RECONCILE_LIST_QUERY{said}"
         case _ if response.is_redirect:
             words = (
                 f"Jasper answered with a redirect ({status}), which is not followed: "

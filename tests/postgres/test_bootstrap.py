@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -28,6 +29,19 @@ async def test_empty_database_is_brought_to_head(empty_engine: AsyncEngine) -> N
 async def test_schema_behind_head_stops_the_start_where_it_may_not_be_migrated(empty_engine: AsyncEngine) -> None:
     with pytest.raises(SchemaError, match="jasper-receiver migrate"):
         await prepare_database(empty_engine, auto_migrate=False)
+
+
+async def test_a_user_that_may_not_make_tables_is_told_what_to_do(empty_database: str) -> None:
+    """As every one since Postgres 15 that does not own its database."""
+    owner = await connect(empty_database, application_name="test")
+    role = f"nobody_{uuid4().hex}"
+    await owner.execute(f"CREATE ROLE {role} LOGIN")
+    engine = create_engine(empty_database.replace("postgres@", f"{role}@"))
+    with pytest.raises(SchemaError, match="GRANT CREATE ON SCHEMA public"):
+        await prepare_database(engine, auto_migrate=True)
+    await engine.dispose()
+    await owner.execute(f"DROP ROLE {role}")
+    await owner.close()
 
 
 @pytest.mark.parametrize("auto_migrate", [True, False])

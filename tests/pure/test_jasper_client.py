@@ -217,6 +217,15 @@ async def test_refusal_is_told_in_words_and_not_asked_again(status: int, body: A
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize(
+    ("status", "words"), [(403, "permission to read this"), (422, "look at RECONCILE_LIST_QUERY: The sort is odd")]
+)
+async def test_a_list_that_is_refused_is_not_told_of_as_a_webhook(status: int, words: str) -> None:
+    client = client_answering(httpx.Response(status, json={"message": "The sort is odd"}))
+    with pytest.raises(JasperRefusedError, match=words):
+        await client.entity_page(EntityType.PRODUCT)
+
+
 @pytest.mark.parametrize("status", [401, 403, 422, 400, 500, 503, 429])
 async def test_no_error_repeats_the_token_or_a_header_value(status: int) -> None:
     """Jasper may echo what it was sent; an error's words are stored, shown and logged."""
