@@ -25,6 +25,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData(
     naming_convention={
@@ -177,6 +178,14 @@ registrations = Table(
     Column("state", Text, nullable=False, comment="pending, registered, disabled or failed"),
     Column("pending_since", _moment, comment="since when Jasper is being asked for a new webhook or secret"),
     Column("webhook_id", Text, comment="Jasper's id of the webhook"),
+    Column("api_url", Text, comment="the Jasper that webhook_id is of"),
+    Column(
+        "superseded",
+        JSONB,
+        nullable=False,
+        server_default="[]",
+        comment="webhooks that were replaced and may still be at Jasper",
+    ),
     Column("webhook_name", Text),
     Column("callback_url", Text),
     Column("retry_policy", Text),

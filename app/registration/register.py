@@ -9,7 +9,7 @@ of an entity falls between the two. Never logs or shows a secret, and never touc
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -41,7 +41,7 @@ from app.jasper.client import (
     same_url,
 )
 from app.registration.retry_window import RetryPlan, retirement
-from app.registration.store import PENDING_AT_MOST, Registration, RegistrationStore, State
+from app.registration.store import PENDING_AT_MOST, Registration, RegistrationStore, State, Superseded
 from app.sealing import Sealer
 from app.settings import Settings
 
@@ -138,7 +138,8 @@ class Registrar:
         """Look whether one webhook still is as it was registered, and bring it in order; None where no look is due.
 
         What was registered counts, not the settings: replicas with others may be running while a new version is rolled
-        out, and would undo each other's work. Of several replicas one looks. Raises as `register`.
+        out, and would undo each other's work; nor does one look that talks to another Jasper. Of several replicas one looks.
+        Raises as `register`.
         """
         if not (await self.store.load(entity_type)).is_due(self._clock(), interval):
             return None
@@ -146,7 +147,7 @@ class Registrar:
             if not held:
                 return None
             stored = await self.store.load(entity_type)
-            if not stored.is_due(self._clock(), interval):
+            if not stored.is_due(self._clock(), interval) or self._is_elsewhere(stored):
                 return None
             wanted = stored.recorded or wanted_webhook(self._settings, entity_type)
             return await self._noting_failure(wanted, rotate=False, watching=True)
@@ -202,18 +203,27 @@ class Registrar:
                 "the stored signing secret cannot be opened with any of ENCRYPTION_KEYS: put back the key it was "
                 f"sealed with, or run `jasper-receiver rotate-secret {wanted.entity_type}` to replace it"
             )
-        run = _Run(wanted, self._jasper, self.store, self._clock, stored, watching)
+        if self._is_elsewhere(stored):  # so are the ids
+            stored = replace(stored, webhook_id=None, superseded=())
+        api_url = str(self._settings.jasper_api_url)
+        run = _Run(wanted, api_url, self._jasper, self.store, self._clock, stored, watching)
         return await run.rotate() if rotate else await run.register()
+
+    def _is_elsewhere(self, stored: Registration) -> bool:
+        """Whether it was registered at another Jasper than that of the settings."""
+        return stored.api_url not in {None, self._settings.jasper_api_url}
 
 
 @dataclass
 class _Run:
     """One run for one entity type: what is wanted, what is stored by now, and what was done.
 
-    `watching` says that nobody asked for the run, so that what it has to mend was undone by somebody.
+    `watching` says that nobody asked for the run, so that what it has to mend was undone by somebody. `there` are the ids of
+    the webhooks that Jasper has, as far as is known.
     """
 
     wanted: WebhookProperties
+    api_url: str
     jasper: JasperClient
     store: RegistrationStore
     clock: Callable[[], datetime]
@@ -222,6 +232,7 @@ class _Run:
     done: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     retire_for: timedelta = timedelta(0)
+    there: set[str] = field(default_factory=set)
 
     async def register(self) -> Outcome:
         """Look, and do only what is needed."""
@@ -239,12 +250,13 @@ class _Run:
         return await self._settle(await self._replace([*others, *([known] if known else [])], "rotated its secret"))
 
     async def _find(self) -> tuple[Webhook | None, list[Webhook]]:
-        """Our webhook whose secret is known, and those of our name and callback URL beside it."""
+        """Our webhook whose secret is known; beside it those that it superseded, and those of our name and callback URL."""
         known, others = None, []
         for webhook in await self.jasper.webhooks():
+            self.there.add(webhook.id)
             if webhook.id == self.stored.webhook_id and self._recognise(webhook):
                 known = webhook
-            elif await self._is_namesake(webhook):
+            elif self._is_superseded(webhook) or await self._is_namesake(webhook):
                 others.append(webhook)
         if known is not None and self.stored.signing_secret is None:
             others.append(known)
@@ -267,6 +279,24 @@ class _Run:
         urls = [url for url in (self.stored.callback_url, self.wanted.callback_url) if url is not None]
         return any(same_url(url, webhook.callback_url) for url in urls) or (
             webhook.name is not None and webhook.name in {self.stored.webhook_name, self.wanted.name}
+        )
+
+    def _known_as(self, webhook: Webhook) -> Superseded:
+        """By what a webhook is found again once it is superseded: what was registered, not what Jasper shows of it now."""
+        name, callback_url = self.wanted.name, self.wanted.callback_url
+        if webhook.id == self.stored.webhook_id:
+            name, callback_url = self.stored.webhook_name or name, self.stored.callback_url or callback_url
+        return Superseded(webhook.id, name, callback_url)
+
+    def _is_superseded(self, webhook: Webhook) -> bool:
+        """Whether it is one that was to be deleted, by its id and by its name or its callback URL of then."""
+        return any(
+            one.webhook_id == webhook.id
+            and (
+                one.name == webhook.name
+                or (webhook.callback_url is not None and same_url(one.callback_url, webhook.callback_url))
+            )
+            for one in self.stored.superseded
         )
 
     async def _is_namesake(self, webhook: Webhook) -> bool:
@@ -293,7 +323,7 @@ class _Run:
                     "without which no callback can be proven: ask Jasper's support"
                 )
             created = shown
-        await self._commit(created, self.wanted)
+        await self._commit(created, self.wanted, superseded=[self._known_as(webhook) for webhook in old[-1:]])
         self.done.append(why if old else "created")
         await self._delete(old[-1:])
         return created
@@ -383,6 +413,7 @@ class _Run:
             problem=problem,
             done=self.done,
             mends_in_a_row=mends,
+            superseded=[one for one in self.stored.superseded if one.webhook_id in self.there],
             now=self.clock(),
         )
         return Outcome(self.wanted.entity_type, webhook.id, state, tuple(self.done), problem)
@@ -397,7 +428,8 @@ class _Run:
         before, now = self.stored.pending_since, self.clock()
         if self.stored.headers is not None and not same_headers(self.wanted.headers, self.stored.headers):
             await self.store.announce(self.wanted.entity_type, self.wanted.headers, now + PENDING_AT_MOST)
-        await self.store.mark_pending(self.wanted.entity_type, now)
+        # Since when it is not known counts on, or a Jasper that is in trouble for long would have it never end.
+        await self.store.mark_pending(self.wanted.entity_type, before or now)
         try:
             yield
         except JasperRefusedError:
@@ -411,7 +443,9 @@ class _Run:
             await self._commit(webhook, None)
             self.done.append(what)
 
-    async def _commit(self, webhook: Webhook, registered: WebhookProperties | None) -> None:
+    async def _commit(
+        self, webhook: Webhook, registered: WebhookProperties | None, *, superseded: Sequence[Superseded] = ()
+    ) -> None:
         now = self.clock()
         self.stored = await self.store.commit(
             self.wanted.entity_type,
@@ -420,6 +454,8 @@ class _Run:
             registered=registered,
             now=now,
             retire_until=now + self.retire_for,
+            api_url=self.api_url,
+            superseded=[*self.stored.superseded, *superseded],
         )
 
     def _retire_after(self, old: list[Webhook]) -> None:
@@ -446,6 +482,7 @@ class _Run:
             except JasperRefusedError as exc:
                 self.problems.append(f"webhook {webhook.id} is superfluous, delete it in Jasper by hand: {exc}")
             else:
+                self.there.discard(webhook.id)
                 self.done.append(f"deleted webhook {webhook.id}, which was superfluous")
 
 

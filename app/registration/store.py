@@ -6,7 +6,7 @@ retired in the same commit that stores its successor. No repr shows a secret or 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from http import HTTPStatus
@@ -44,19 +44,31 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Superseded:
+    """A webhook that another one replaced, and that may still be at Jasper: as it was registered."""
+
+    webhook_id: str
+    name: str
+    callback_url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """What is stored of one entity type's webhook; the defaults are those of one that was never registered.
 
     `headers`, `plan` and `include_entity_data` are what was registered with Jasper. `locked` says that a secret or headers
     are stored, but cannot be opened with today's ENCRYPTION_KEYS. `rotating_since` stands while a rotation was asked for and
     is not done. `mended` is what was last done at Jasper, and `mends_in_a_row` how many looks up to now each had to do
-    something. `proof` is the place at which the secret was last proven.
+    something. `proof` is the place at which the secret was last proven. `api_url` is the Jasper that all this is of, None
+    where that was not noted.
     """
 
     entity_type: EntityType
     state: State = State.PENDING
     pending_since: datetime | None = None
     webhook_id: str | None = None
+    api_url: str | None = None
+    superseded: tuple[Superseded, ...] = ()
     webhook_name: str | None = None
     callback_url: str | None = None
     plan: RetryPlan | None = None
@@ -201,18 +213,24 @@ class RegistrationStore:
         registered: WebhookProperties | None,
         now: datetime,
         retire_until: datetime,
+        api_url: str | None = None,
+        superseded: Sequence[Superseded] = (),
     ) -> Registration:
         """Store what Jasper answered, and retire until `retire_until` what it replaces; returns what is stored then.
 
         `signing_secret` is None where the answer carried none: the stored one stays. `registered` is None where the
         answer does not prove that the webhook is as it shall be. Nothing is pending afterwards, and with another webhook
-        a rotation is done.
+        a rotation is done. `superseded` are all that are to be deleted at Jasper, should this process not live to do it.
         """
         async with writing(self._engine) as connection:
             await connection.execute(_upsert(entity_type, {"pending_since": None}))
             row = (await connection.execute(_one(entity_type).with_for_update())).mappings().one()
             before = self._registration(row)
-            values: dict[str, Any] = {"webhook_id": webhook_id}
+            values: dict[str, Any] = {
+                "webhook_id": webhook_id,
+                "api_url": api_url,
+                "superseded": [asdict(one) for one in superseded],
+            }
             if webhook_id != before.webhook_id:
                 # What it replaces may still be there, should this be the last that the process does: it is to be looked at.
                 values |= {"rotating_since": None, "checked_at": None}
@@ -236,17 +254,19 @@ class RegistrationStore:
         problem: str | None,
         done: Sequence[str],
         mends_in_a_row: int,
+        superseded: Sequence[Superseded],
         now: datetime,
     ) -> None:
         """Note that Jasper's webhook was seen and brought in order, but for `problem` where there is one.
 
-        What is not accepted any more is forgotten with that.
+        What is not accepted any more is forgotten with that; `superseded` are those that could not be deleted.
         """
         noted: dict[str, Any] = {
             "state": state,
             "pending_since": None,
             "checked_at": now,
             "mends_in_a_row": mends_in_a_row,
+            "superseded": [asdict(one) for one in superseded],
             "last_error": problem,
             "last_error_at": now if problem else None,
             "last_error_status": None,
@@ -284,6 +304,8 @@ class RegistrationStore:
             state=State(row["state"]),
             pending_since=row["pending_since"],
             webhook_id=row["webhook_id"],
+            api_url=row["api_url"],
+            superseded=tuple(Superseded(**one) for one in row["superseded"]),
             webhook_name=row["webhook_name"],
             callback_url=row["callback_url"],
             plan=None

@@ -13,9 +13,17 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db.engine import connect, create_engine
 from app.db.locks import Lock, try_lock
 from app.domain.values import EntityType
-from app.errors import ConflictError, JasperRefusedError, JasperUnavailableError, SealingError, UnavailableError
+from app.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    JasperRefusedError,
+    JasperUnavailableError,
+    SealingError,
+    UnavailableError,
+)
 from app.registration.register import Outcome, Registrar, Turn, wanted_webhook
 from app.registration.retry_window import ATTEMPT_MARGIN
 from app.registration.store import PENDING_AT_MOST, State
@@ -458,6 +466,99 @@ async def test_answers_that_are_always_lost_never_pile_up_webhooks(engine: Async
             await registrar.register(PRODUCT)
     assert len(empty.webhooks) == 2
     assert (await registrar.store.load(PRODUCT)).is_pending(NOW)
+
+
+async def test_what_stays_unknown_counts_from_its_beginning(engine: AsyncEngine, empty: FakeJasper) -> None:
+    """Else a Jasper that is in trouble for long would have callbacks put off for ever that are to be kept apart."""
+    empty.trouble = on("POST", "/webhooks", lambda: httpx.Response(503))
+    for minutes in range(0, 90, 15):
+        with pytest.raises(JasperUnavailableError):
+            await registrar_for(engine, empty, now=NOW + timedelta(minutes=minutes)).register(PRODUCT)
+    stored = await registrar_for(engine, empty).store.load(PRODUCT)
+    assert stored.pending_since == NOW
+    assert not stored.is_pending(NOW + timedelta(minutes=75))
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["the process dies", "Jasper does not answer"])
+@pytest.mark.parametrize("rotate", [True, False], ids=["rotated", "replaced"])
+async def test_what_was_replaced_under_other_settings_is_deleted_in_the_end(
+    engine: AsyncEngine, empty: FakeJasper, dies: bool, rotate: bool
+) -> None:
+    """Neither its name nor its URL tells then that it is ours; it would send every change a second time."""
+    empty.verbs = ()
+    await registrar_for(engine, empty).register(PRODUCT)
+    moved = jasper_settings(public_url="https://moved.test", jasper_webhook_name="another name")
+    times = [1]
+
+    def fail() -> httpx.Response | None:
+        if times and times.pop():
+            if dies:
+                raise Crash
+            return httpx.Response(503)
+        return None
+
+    empty.trouble = on("DELETE", "/webhooks/1", fail)
+    registrar = registrar_for(engine, empty, moved)
+    if dies:
+        with pytest.raises(Crash):
+            await (registrar.rotate(PRODUCT) if rotate else registrar.register(PRODUCT))
+        assert len(empty.webhooks) == 2
+    outcome = await (registrar.rotate(PRODUCT) if rotate and not dies else registrar.register(PRODUCT))
+    assert (outcome.webhook_id, empty.only["id"]) == ("2", 2)
+    assert (await registrar.store.load(PRODUCT)).superseded == ()
+
+
+async def test_a_webhook_that_was_replaced_and_cannot_be_deleted_is_told_until_it_is_gone(
+    engine: AsyncEngine, empty: FakeJasper
+) -> None:
+    empty.verbs = ()
+    await registrar_for(engine, empty).register(PRODUCT)
+    empty.trouble = on("DELETE", "/webhooks/1", lambda: httpx.Response(403))
+    registrar = registrar_for(engine, empty, jasper_settings(public_url="https://moved.test"))
+    for _ in range(2):
+        assert "webhook 1 is superfluous" in str((await registrar.register(PRODUCT)).problem)
+    del empty.webhooks["1"]
+    assert (await registrar.register(PRODUCT)).problem is None
+    assert (await registrar.store.load(PRODUCT)).superseded == ()
+
+
+async def test_an_id_of_another_tenant_is_nobody_of_ours(engine: AsyncEngine, empty: FakeJasper) -> None:
+    """Ids are small numbers, and the usual name is the example of Jasper's documentation."""
+    await registrar_for(engine, empty).register(PRODUCT)
+    settings = jasper_settings(jasper_api_url="https://other.eu.jasperpim.test/api/v1")
+    other = FakeJasper()
+    theirs = dict(
+        other.add(
+            name=settings.jasper_webhook_name, callback_url="https://elsewhere.test/", entity_type="product", headers={}
+        )
+    )
+    outcome = await registrar_for(engine, other, settings).register(PRODUCT)
+    assert outcome.webhook_id == "2"
+    assert other.webhooks["1"] == theirs
+    assert await secrets(registrar_for(engine, other, settings)) == ["signing-secret-2", "signing-secret-1"]
+
+
+async def test_a_lock_whose_connection_is_lost_undoes_nothing_that_was_done(engine: AsyncEngine, database: str) -> None:
+    sql = await connect(database, application_name="test")
+    cut = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+
+    async def cut_off() -> None:
+        async with try_lock(engine, Lock.REGISTRATION) as held:
+            assert held
+            assert await sql.fetchval(cut) >= 1
+
+    await cut_off()
+    async with try_lock(engine, Lock.REGISTRATION) as held:
+        assert held
+    await sql.close()
+
+
+async def test_a_lock_that_cannot_be_asked_for_is_told_in_words() -> None:
+    engine = create_engine("postgresql://nobody@127.0.0.1:1/nothing")
+    with pytest.raises(DatabaseUnavailableError):
+        async with try_lock(engine, Lock.REGISTRATION):
+            pass
 
 
 async def test_two_replicas_at_once_register_one_webhook(engine: AsyncEngine, empty: FakeJasper) -> None:

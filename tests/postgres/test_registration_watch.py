@@ -345,6 +345,19 @@ async def test_replicas_with_older_settings_leave_alone_what_newer_ones_register
     assert jasper.only == registered
 
 
+async def test_a_replica_that_still_talks_to_another_tenant_leaves_the_webhook_alone(engine: AsyncEngine) -> None:
+    before, now, clock = FakeJasper(), FakeJasper(), Clock()
+    older = registrar_for(engine, before, jasper_settings(), clock=clock)
+    await older.register(PRODUCT)
+    moved = jasper_settings(jasper_api_url="https://other.eu.jasperpim.test/api/v1")
+    await registrar_for(engine, now, moved, clock=clock).register(PRODUCT)
+    before.calls.clear()
+    clock.now += INTERVAL
+    assert await older.look(PRODUCT, INTERVAL) is None
+    assert before.calls == []
+    assert await registrar_for(engine, now, moved, clock=clock).look(PRODUCT, INTERVAL) is not None
+
+
 def _is_done(stored: Registration) -> bool:
     return is_registered(stored) and stored.rotating_since is None and stored.checked_at is not None
 
