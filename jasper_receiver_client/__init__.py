@@ -18,6 +18,7 @@ from jasper_receiver_client.errors import (
 )
 from jasper_receiver_client.feed import Feed, Filters, Snapshot
 from jasper_receiver_client.records import Change, Entity, Event
+from jasper_receiver_client.service import read_exact_json
 
 __all__ = [
     "Change",
@@ -31,4 +32,5 @@ __all__ = [
     "RequestRefusedError",
     "Snapshot",
     "UnreachableError",
+    "read_exact_json",
 ]

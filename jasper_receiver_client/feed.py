@@ -61,9 +61,8 @@ class Feed:
 
     With `consumer` the service keeps the position under that name, for one process or several; the key then needs the
     scopes `read` and `write`, else `read` alone. `patience` is for how many seconds a call is tried again while the
-    service cannot be reached; without it, for ever. `loads` reads JSON: give `partial(json.loads, parse_float=Decimal)`
-    where prices have to keep their digits. Without it a whole number of thousands of digits, which Python reads as no int,
-    is a Decimal.
+    service cannot be reached; without it, for ever. `loads` reads JSON: give `read_exact_json` where prices have to keep their
+    digits. Either way a whole number of thousands of digits, which Python reads as no int, is a Decimal.
 
     Not to be shared by threads. May be used as a context manager, which closes its connections.
     """

@@ -49,6 +49,11 @@ def read_json(text: bytes) -> Any:
         return json.loads(text, parse_int=_whole_number)
 
 
+def read_exact_json(text: bytes) -> Any:
+    """JSON in Python, with every number that is no int as a Decimal: prices keep their digits."""
+    return json.loads(text, parse_float=Decimal, parse_int=_whole_number)
+
+
 def _whole_number(digits: str) -> int | Decimal:
     try:
         return int(digits)
@@ -90,7 +95,7 @@ class Service:
         Raises RequestRefusedError, UnreachableError when the patience has run out, and FeedError for what cannot be read.
         """
         timeout = httpx.Timeout(_PARTING) if once else httpx.Timeout(_CONNECT, read=held + _ANSWER)
-        give_up = time.monotonic() + (0 if once else self._patience)
+        failing_since: float | None = None
         pause = _FIRST_PAUSE
         while True:
             wanted = 0.0
@@ -106,7 +111,9 @@ class Service:
                     raise self._refusal(response)
                 wanted = _retry_after(response)
             rest = max(pause * random.uniform(0.5, 1), wanted * random.uniform(1, 1.1))  # noqa: S311 - spreads load
-            if time.monotonic() + rest > give_up:
+            if failing_since is None:  # not before: the service may have held the call for longer than the patience
+                failing_since = time.monotonic()
+            if once or time.monotonic() + rest > failing_since + self._patience:
                 raise UnreachableError(f"{trouble}; check the address, and whether the service runs")
             _log.warning("%s; trying again in %.1f s", trouble, rest)
             time.sleep(rest)

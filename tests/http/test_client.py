@@ -1,7 +1,6 @@
 """The Python client against a running service: what a loop is given, what counts as done, and who gets it when."""
 
 import asyncio
-import json
 import random
 import subprocess
 import sys
@@ -24,7 +23,16 @@ from app.clock import utc_now
 from app.entities.schemas import EntityRecord
 from app.feed.schemas import EventRecord
 from app.ledger.writer import Writer
-from jasper_receiver_client import Entity, Event, Feed, FeedError, Filters, KeyRefusedError, RequestRefusedError
+from jasper_receiver_client import (
+    Entity,
+    Event,
+    Feed,
+    FeedError,
+    Filters,
+    KeyRefusedError,
+    RequestRefusedError,
+    read_exact_json,
+)
 from tests.builders import NOW, an_entity, an_event, events_of
 from tests.http.conftest import ADMIN_KEY, Reader
 from tests.http.writing import a_callback, slow_append
@@ -137,16 +145,18 @@ async def test_an_event_comes_while_the_loop_waits(reader: Reader, feed: Callabl
 
 
 async def test_numbers_keep_their_digits_where_that_is_asked_for(reader: Reader, feed: Callable[..., Feed]) -> None:
-    await an_event(reader.engine, data='{"price": 1.10}')
-    exact = feed(loads=partial(json.loads, parse_float=Decimal))
-    [event] = await aside(lambda: list(islice(exact.follow(), 1)))
-    assert str(event.data["price"]) == "1.10"
+    await an_event(reader.engine, data='{"price": 1.10, "count": 7}')
+    [event] = await aside(lambda: list(islice(feed(loads=read_exact_json).follow(), 1)))
+    assert (str(event.data["price"]), event.data["count"]) == ("1.10", 7)
 
 
-async def test_a_number_that_python_reads_as_none_stops_nobody(reader: Reader, feed: Callable[..., Feed]) -> None:
+@pytest.mark.parametrize("options", [{}, {"loads": read_exact_json}], ids=["usual", "exact"])
+async def test_a_number_that_python_reads_as_none_stops_nobody(
+    reader: Reader, feed: Callable[..., Feed], options: dict[str, Any]
+) -> None:
     digits = "9" * 5_000
     await an_event(reader.engine, data=f'{{"id": 1, "number": {digits}}}')
-    [event] = await aside(lambda: list(islice(feed().follow(), 1)))
+    [event] = await aside(lambda: list(islice(feed(**options).follow(), 1)))
     assert event.data["number"] == Decimal(digits)
 
 

@@ -50,11 +50,12 @@ CONSUMER = {"name": "search", "position": 0}
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; status 0 breaks the connection off instead."""
+    """One answer, after it was held for so many seconds; status 0 breaks the connection off instead."""
 
     status: int
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+    held: float = 0.0
 
 
 @dataclass
@@ -88,6 +89,7 @@ def scripted(*answers: Answer) -> Iterator[Scripted]:
             body = json.loads(self.rfile.read(size)) if size else None
             server.asked.append((f"{self.command} {self.path.partition('?')[0]}", body, time.monotonic()))
             answer = left.pop(0) if left else Answer(0)
+            time.sleep(answer.held)
             if answer.status == 0:
                 self.close_connection = True
                 return
@@ -215,6 +217,13 @@ def test_patience_ends() -> None:
     with pytest.raises(UnreachableError, match="address"):
         first(server.url, patience=0.2)
     assert issubclass(UnreachableError, FeedError)
+
+
+def test_patience_begins_with_the_trouble_and_not_with_the_wait_before_it() -> None:
+    """A call is held for as long as the service was asked to, which may be longer than the patience."""
+    with scripted(Answer(0, held=1.2), Answer(200, PAGE)) as server:
+        first(server.url, patience=1.0)
+    assert len(server.asked) == 2
 
 
 def test_an_empty_answer_that_comes_at_once_is_not_asked_for_at_once_again() -> None:
