@@ -100,7 +100,18 @@ def test_server_leaves_an_absolute_catalogue_alone(ready: Path, tmp_path: Path) 
 def test_test_runs_everything_and_passes_options_and_the_exit_code_on(ready: Path, tmp_path: Path) -> None:
     assert call(ready / "script/test", "-k", "two words", cwd=tmp_path) == (
         0,
-        [f"python {ready}", "<-m>", "<pytest>", "<-n>", f"<{max(3, os.cpu_count() or 1)}>", "<-k>", "<two words>"],
+        [
+            *(
+                f"python {ready}",
+                "<-m>",
+                "<pytest>",
+                "<-n>",
+                f"<{max(3, os.cpu_count() or 1)}>",
+                "<--dist>",
+                "<worksteal>",
+            ),
+            *("<-k>", "<two words>"),
+        ],
     )
     program(ready / ".venv/bin/python", "#!/usr/bin/env bash\nexit 5\n")
     assert call(ready / "script/test", cwd=tmp_path) == (5, [])
