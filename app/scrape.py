@@ -1,6 +1,7 @@
 """`/metrics`: what Prometheus is told. What the process counts of itself, and what the database says about the whole.
 
-What comes from the database is the same whichever process is asked. It is read in one short transaction with a time-out, of
+What comes from the database is the same whichever process is asked, but for whether this one can open what is sealed there.
+It is read in one short transaction with a time-out, of
 queries that are bounded and have their indexes, and read again only after some seconds, however often somebody asks. Where
 it cannot be read the answer says so (`jasper_receiver_database_up 0`), leaves out what is not known, and comes all the same.
 """
@@ -9,7 +10,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -158,8 +159,7 @@ _REGISTRATIONS = select(
             *("entity_type", "state", "pending_since", "last_callback_at"),
             *("retry_policy", "minimum_retry_interval", "retry_limit"),
         )
-    ),
-    registrations.c.signing_secret.is_not(None).label("has_secret"),
+    )
 ).limit(literal(len(State) * 4))
 
 
@@ -217,13 +217,22 @@ _IN_USE, _IDLE = map(metrics.POOL.labels, ("in_use", "idle"))
 class LedgerCollector(Collector):
     """What the database said, and which program this is, as Prometheus wants it.
 
-    `ledger` is None where the database is away; `kept_for` is how long events are kept, None: for ever.
+    `ledger` is None where the database is away; `kept_for` is how long events are kept, None: for ever; `knows_secret` tells
+    whether this process has a secret for callbacks of a type.
     """
 
-    def __init__(self, ledger: Ledger | None, now: datetime, *, kept_for: timedelta | None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger | None,
+        now: datetime,
+        *,
+        kept_for: timedelta | None,
+        knows_secret: Callable[[EntityType], bool],
+    ) -> None:
         self._ledger = ledger
         self._now = now
         self._kept_for = kept_for
+        self._knows_secret = knows_secret
 
     def collect(self) -> Iterable[Metric]:
         """Every family; those from the database only where it is there."""
@@ -235,7 +244,7 @@ class LedgerCollector(Collector):
         if self._ledger is not None:
             yield from _feed(self._ledger)
             yield from _consumers(self._ledger, self._now, self._kept_for)
-            yield from _registrations(self._ledger, self._now)
+            yield from _registrations(self._ledger, self._now, self._knows_secret)
             yield from _reconciliations(self._ledger, self._now)
 
 
@@ -272,9 +281,13 @@ def _consumers(ledger: Ledger, now: datetime, kept_for: timedelta | None) -> Ite
     yield from (lag, age, left)
 
 
-def _registrations(ledger: Ledger, now: datetime) -> Iterable[Metric]:
+def _registrations(ledger: Ledger, now: datetime, knows_secret: Callable[[EntityType], bool]) -> Iterable[Metric]:
     states = _gauge("registration_state", "1 for the state of each webhook, 0 for all others", ["entity_type", "state"])
-    secrets = _gauge("signing_secret_known", "Whether callbacks of a type can be judged", ["entity_type"])
+    secrets = _gauge(
+        "signing_secret_known",
+        "Whether this process can judge callbacks of a type: there is a secret, and ENCRYPTION_KEYS opened it",
+        ["entity_type"],
+    )
     silence = _gauge(
         "seconds_since_last_callback", "Age of the last authentic callback; missing: none ever came", ["entity_type"]
     )
@@ -285,7 +298,7 @@ def _registrations(ledger: Ledger, now: datetime) -> Iterable[Metric]:
         is_pending = one.pending_since is not None and now - one.pending_since < PENDING_AT_MOST
         for state in State:
             states.add_metric([one.entity_type, state], int(state == (State.PENDING if is_pending else one.state)))
-        secrets.add_metric([one.entity_type], int(one.has_secret))
+        secrets.add_metric([one.entity_type], int(knows_secret(EntityType(one.entity_type))))
         if one.last_callback_at is not None:
             silence.add_metric([one.entity_type], _seconds(one.last_callback_at, now))
         if one.retry_policy is not None:
@@ -358,6 +371,7 @@ async def get_metrics(request: Request) -> Response:
     request.state.vitals.sample()
     registry: CollectorRegistry = metrics.registry()
     ledger = await request.state.ledger_view.now()
-    registry.register(LedgerCollector(ledger, utc_now(), kept_for=request.state.settings.event_retention))
+    kept_for, keyring = request.state.settings.event_retention, request.state.keyring
+    registry.register(LedgerCollector(ledger, utc_now(), kept_for=kept_for, knows_secret=keyring.knows_secret))
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": media_type})

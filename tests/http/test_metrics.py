@@ -25,7 +25,9 @@ from app.domain.values import DeliveryStatus, EntityType
 from app.ids import new_id
 from app.intake.router import _RECEIVED
 from app.metrics import CALLBACK_SECONDS
+from app.registration.store import RegistrationStore
 from app.scrape import MOST_CONSUMERS, LedgerView
+from app.sealing import Sealer, generate_key
 from tests.builders import NOW, a_delivery, an_event
 from tests.http.conftest import ADMIN_KEY, SECRET, Receiver, Start
 from tests.postgres.plans import pages_read
@@ -191,6 +193,24 @@ async def test_what_the_database_holds_is_told(start: Start, engine: AsyncEngine
     assert 500 <= found["seconds_since_reconciliation", "product"] < 600
     assert ("seconds_since_reconciliation", "brand") not in found
     assert found["removed_position", ""] == 2
+
+
+async def test_a_secret_that_cannot_be_opened_is_told_as_one_that_is_not_known(
+    start: Start, engine: AsyncEngine
+) -> None:
+    sealed_with_another_key = RegistrationStore(engine, Sealer([generate_key()]))
+    await sealed_with_another_key.commit(
+        EntityType.BRAND,
+        webhook_id="2",
+        signing_secret=SECRET,
+        registered=None,
+        now=utc_now(),
+        retire_until=utc_now(),
+    )
+    async with start() as receiver:
+        assert (await receiver.callback(collection="brands")).status_code == 503
+        found = await numbers(receiver.http)
+    assert (found["signing_secret_known", "brand"], found["signing_secret_known", "product"]) == (0, 1)
 
 
 @pytest.mark.usefixtures("fresh")

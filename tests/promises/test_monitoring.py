@@ -45,7 +45,6 @@ def families() -> list[Metric]:
         retry_policy="linear",
         minimum_retry_interval=300,
         retry_limit=5,
-        has_secret=True,
         status="succeeded",
         succeeded_at=now,
         has_missed=False,
@@ -62,7 +61,7 @@ def families() -> list[Metric]:
         reconciliations=[row],
         attendance=[row],
     )
-    collector = LedgerCollector(ledger, now, kept_for=timedelta(days=30))
+    collector = LedgerCollector(ledger, now, kept_for=timedelta(days=30), knows_secret=lambda _: True)
     return [*metrics.registry().collect(), *collector.collect()]
 
 
@@ -179,7 +178,7 @@ def test_no_alert_is_explained_that_does_not_exist() -> None:
 
 
 def test_every_alert_is_tried_on_a_bad_and_on_a_good_day() -> None:
-    tried = yaml.safe_load((ROOT / "docs/operations/alert-rules-test.yml").read_text())["tests"]
+    tried = yaml.safe_load((ROOT / "docs/operations/alert-rules-test.yml").read_text())["tests"][:2]
     alerts = [rule["alert"] for rule in RULES]
     assert [[one["alertname"] for one in day["alert_rule_test"]] for day in tried] == [alerts, alerts]
     assert all(one["exp_alerts"] for one in tried[0]["alert_rule_test"])
