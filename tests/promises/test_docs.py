@@ -117,6 +117,14 @@ def test_every_finding_has_its_heading_in_the_runbook_and_its_page_on_the_dashbo
     assert len(codes) > 20
 
 
+@pytest.mark.parametrize(("section", "maker"), [("Problems", "_problem"), ("Notes", "_note")])
+def test_the_runbook_has_each_finding_of_status_under_its_level(section: str, maker: str) -> None:
+    _, _, found = (ROOT / "docs/operations/runbook.md").read_text().partition(f"\n## {section}\n")
+    headings = re.findall(r"^### (.+)$", found.partition("\n## ")[0], re.MULTILINE)
+    codes = set(re.findall(rf'{maker}\(\s*"([a-z-]+)"', (ROOT / "app/status.py").read_text()))
+    assert sorted(codes) == sorted(code for heading in headings for code in heading.split(", "))
+
+
 @pytest.mark.parametrize(
     "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], key=str), ids=lambda page: page.name
 )
