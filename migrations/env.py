@@ -3,10 +3,12 @@
 import asyncio
 
 from alembic import context
+from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from app.db.engine import create_engine
 from app.db.tables import metadata
+from app.sealing import generate_key
 from app.settings import Settings
 
 
@@ -24,8 +26,9 @@ def run(connection: Connection) -> None:
 
 
 async def run_on_database_of_settings() -> None:
-    """For the `alembic` command: DATABASE_URL names the database."""
-    url = Settings.load().database_url
+    """For the `alembic` command: DATABASE_URL names the database, and nothing else needs to be set."""
+    # Migrations open nothing that is sealed, so any key satisfies the settings.
+    url = Settings.load(encryption_keys=(SecretStr(generate_key()),)).database_url
     if url is None:
         raise SystemExit("set DATABASE_URL to the database that alembic shall work on")
     engine = create_engine(url.get_secret_value())

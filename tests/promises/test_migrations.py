@@ -1,6 +1,11 @@
 """The migrations make the schema that the tables describe, and can be undone."""
 
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -10,7 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.engine import create_engine
-from app.db.migrate import alembic_config, check_schema, migrate
+from app.db.migrate import alembic_config, check_schema, current_revision, head_revision, known_revisions, migrate
 from app.db.tables import metadata
 from app.errors import SchemaError
 
@@ -49,6 +54,21 @@ async def test_up_down_and_up_again(empty_database: str) -> None:
     assert await migrate(engine) == (None, head)
     assert await migrate(engine) == (head, head)
     await engine.dispose()
+
+
+async def test_alembic_takes_the_schema_back_with_no_more_than_the_address_of_the_database(
+    database: str, engine: AsyncEngine
+) -> None:
+    alembic = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "alembic", "downgrade", "-1"),
+        cwd=Path(__file__).parents[2],
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": database},
+        stderr=PIPE,
+    )
+    _, said = await alembic.communicate()
+    assert alembic.returncode == 0, said.decode()
+    async with engine.connect() as connection:
+        assert await current_revision(connection) in known_revisions() - {head_revision()}
 
 
 async def test_events_that_were_there_before_tell_the_state_they_left(empty_database: str) -> None:
