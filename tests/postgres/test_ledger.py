@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -754,6 +756,19 @@ async def test_who_stands_still_with_the_lock_is_parted_from_it(
     await other.execute(f"BEGIN; {LOCK}")
     assert (await writer.commit(a_product(1))).status is DeliveryStatus.ACCEPTED
     other.terminate()
+
+
+async def test_who_holds_the_lock_by_hand_is_found_as_the_docs_say(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/operations/scaling.md").read_text()
+    [who_holds_it] = [query for query in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "pg_locks" in query]
+    assert await rows(connection, who_holds_it) == []
+    somebody = await asyncpg.connect(database)
+    await somebody.execute(f"BEGIN; {LOCK}")
+    [found] = await rows(connection, who_holds_it)
+    assert (found["pid"], found["state"]) == (somebody.get_server_pid(), "idle in transaction")
+    await somebody.close()
 
 
 async def test_who_registers_holds_no_callback_up(
