@@ -17,6 +17,7 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 
 from app import metrics
+from app.errors import ReceiverError
 
 _log = logging.getLogger(__name__)
 
@@ -39,15 +40,26 @@ Work = Callable[[socket.socket], bool]
 processes, so it is a function of a module, or a `functools.partial` of one."""
 
 
+class WorkersError(ReceiverError):
+    """Several processes cannot be started."""
+
+
 def run(work: Work, listener: socket.socket, count: int) -> bool:
     """Do `work` in `count` processes until SIGINT or SIGTERM; returns whether all of them ended in order.
 
     Gives up, and returns False, where none of them comes to serve: whoever waits at the socket would wait for ever.
     What they count for Prometheus they share in a directory that is made for it, unless PROMETHEUS_MULTIPROC_DIR names one.
+    Raises WorkersError where none can be made.
     """
     with ExitStack() as held:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            directory = held.enter_context(tempfile.TemporaryDirectory(prefix="jasper-receiver-"))
+            try:
+                directory = held.enter_context(tempfile.TemporaryDirectory(prefix="jasper-receiver-"))
+            except OSError as exc:
+                raise WorkersError(
+                    f"several workers need a directory for what they count, and none can be made ({exc.strerror}): give them "
+                    "a /tmp that they may write to, or name one by TMPDIR"
+                ) from exc
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
             held.callback(os.environ.pop, "PROMETHEUS_MULTIPROC_DIR")
         told = threading.Event()

@@ -173,6 +173,14 @@ def test_a_new_key_can_be_made_without_any_settings(command: Command) -> None:
     assert command("status", ENCRYPTION_KEYS=made.stdout.strip()).returncode == 0
 
 
+def test_workers_without_a_place_for_what_they_count_are_said_in_words(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import tempfile; tempfile.tempdir = '/nowhere'")
+    failed = command("serve", "--workers", "2", PORT="0", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert failed.returncode == 1
+    assert "Error: several workers need a directory" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
 def test_serve_does_not_start_behind_head_unless_it_may_migrate(command: Command, empty_database: str) -> None:
     failed = command("serve", DATABASE_URL=empty_database, AUTO_MIGRATE="false")
     assert failed.returncode == 1

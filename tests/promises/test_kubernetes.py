@@ -76,10 +76,10 @@ def test_every_variable_is_a_setting() -> None:
 def test_the_example_of_the_secret_has_every_secret_and_each_is_given_as_a_file() -> None:
     assert an_object("Secret", "jasper-receiver")["stringData"].keys() == set(_SecretFiles.NAMES)
     container = container_of("api")
-    [mount] = container["volumeMounts"]
+    mount = container["volumeMounts"][0]
     files = {variable["name"]: variable["value"] for variable in container["env"] if variable["name"].endswith("_FILE")}
     assert files == {f"{name.upper()}_FILE": f"{mount['mountPath']}/{name}" for name in _SecretFiles.NAMES}
-    [volume] = an_object("Deployment", "api")["spec"]["template"]["spec"]["volumes"]
+    volume = an_object("Deployment", "api")["spec"]["template"]["spec"]["volumes"][0]
     assert volume["name"] == mount["name"]
     assert volume["secret"]["secretName"] == "jasper-receiver"
 
@@ -152,6 +152,13 @@ def test_a_pod_may_do_nothing_that_the_receiver_does_not_need(face: str) -> None
     assert security["readOnlyRootFilesystem"]
     assert not security["allowPrivilegeEscalation"]
     assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_workers_of_a_pod_have_a_directory_for_what_they_count(face: str) -> None:
+    [name] = [mount["name"] for mount in container_of(face)["volumeMounts"] if mount["mountPath"] == "/tmp"]  # noqa: S108
+    volumes = {one["name"]: one for one in an_object("Deployment", face)["spec"]["template"]["spec"]["volumes"]}
+    assert volumes[name]["emptyDir"]["sizeLimit"]
 
 
 @pytest.mark.parametrize("face", FACES)
