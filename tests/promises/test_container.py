@@ -111,7 +111,7 @@ def test_secrets_that_are_there_are_never_replaced(secrets: Path) -> None:
 
 def test_nobody_else_on_the_machine_can_enter_the_directory_of_secrets(secrets: Path) -> None:
     assert secrets.stat().st_mode & 0o777 == 0o700
-    assert {file.stat().st_mode & 0o777 for file in secrets.iterdir()} == {0o444}
+    assert {file.stat().st_mode & 0o777 for file in secrets.iterdir()} == {0o644}
 
 
 def test_without_a_token_the_script_fails_and_leaves_no_empty_secret(tmp_path: Path) -> None:
