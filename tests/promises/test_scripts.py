@@ -133,6 +133,29 @@ def test_bootstrap_passes_over_a_python_that_is_there_but_does_not_work(checkout
     assert said[-2:] == [f"<{checkout}/script/environment.py>", "<embedded>"]
 
 
+def test_places_that_the_callers_shell_knows_lead_no_script_astray(checkout: Path, tmp_path: Path) -> None:
+    """With CDPATH `cd script/..` may go to another directory of that name, and tells where it went."""
+    (tmp_path / "elsewhere/script").mkdir(parents=True)
+    program(checkout / "programs/python3.12")
+    environment = {"CDPATH": f"{tmp_path}/elsewhere:.", "PATH": f"{checkout}/programs:/usr/bin:/bin"}
+    assert call(Path("script/bootstrap"), "embedded", cwd=checkout, **environment) == (
+        0,
+        [f"python3.12 {checkout}", f"<{checkout}/script/environment.py>", "<embedded>"],
+    )
+    program(checkout / "script/bootstrap", "#!/usr/bin/env bash\n")
+    assert call(Path("script/server"), cwd=checkout, **environment) == (0, [f"jasper-receiver {checkout}", "<demo>"])
+
+
+@pytest.mark.parametrize(
+    "script",
+    [".ci/run", "deploy/make-secrets", *(f"script/{name}" for name in ("audit", "check-image", "lock", "test"))],
+)
+def test_such_places_are_forgotten_before_the_directory_is_changed(script: str) -> None:
+    before, changes, _ = (ROOT / script).read_text().partition("cd -- ")
+    assert changes
+    assert "\nunset CDPATH" in before
+
+
 def test_bootstrap_says_what_is_missing_where_there_is_no_python(checkout: Path, tmp_path: Path) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
