@@ -23,7 +23,7 @@ import httpx
 
 from app.db.embedded import embedded_postgres
 from app.errors import ReceiverError
-from app.serving import listen
+from app.serving import listen, web_address
 from app.settings import Settings
 from app.simulator import Simulator, SimulatorOptions, running_simulator
 
@@ -105,7 +105,7 @@ class _Receiver:
         self._directory = directory
         self._say = say
         port = _free_port(settings.host, settings.port)
-        self.url = f"http://{settings.host}:{port}"
+        self.url = web_address(settings.host, port)
         # Nothing of a real set-up may leak in: the directory has no .env, and what names a setting is left out.
         ours = {name.upper() for name in Settings.model_fields}
         self._environment = {

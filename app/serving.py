@@ -42,6 +42,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def web_address(host: str, port: int) -> str:
+    """Where a browser finds what listens there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Server(uvicorn.Server):
     """Uvicorn with our settings; calls `app.state.drain` before it waits for running requests."""
 

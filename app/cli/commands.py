@@ -52,7 +52,7 @@ from app.reconciliation.store import Reconciliation
 from app.reconciliation.store import Status as ReconciliationStatus
 from app.registration.register import Outcome, Registrar
 from app.sealing import Sealer, development_keys, generate_key
-from app.serving import Server, listen
+from app.serving import Server, listen, web_address
 from app.settings import Settings
 from app.simulator.catalog import CatalogError
 from app.status import Finding, Level, Status, describe, findings, look, overview, record
@@ -141,7 +141,7 @@ def serve(settings: Settings, workers: int) -> None:
             host, port = listener.getsockname()[:2]
             _log.info("listening", extra={"host": host, "port": port, "roles": list(settings.roles)})
             if "dashboard" in settings.roles and settings.database_url is None:
-                say(f"dashboard: http://{settings.host}:{port}/ (log in with an API key that may read)")
+                say(f"dashboard: {web_address(settings.host, port)}/ (log in with an API key that may read)")
             work = partial(_serve, settings, dsn, keys)
             if not (work(listener) if workers == 1 else run_workers(work, listener, workers)):
                 sys.exit(1)

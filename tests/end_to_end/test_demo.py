@@ -108,3 +108,33 @@ def test_a_demo_begins_afresh_where_another_was_before(demo: "subprocess.Popen[s
     finally:
         again.terminate()
         again.communicate()
+
+
+def can_listen_on_ipv6() -> bool:
+    try:
+        listen("::1", 0).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not can_listen_on_ipv6(), reason="this machine has no IPv6")
+def test_an_ipv6_address_stands_in_brackets_wherever_it_is_told_or_called(tmp_path: Path) -> None:
+    with (tmp_path / "talk").open("w") as talk:
+        demo = subprocess.Popen(
+            COMMAND,
+            cwd=tmp_path,
+            env=environment(0) | {"HOST": "::1"},
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            text=True,
+        )
+        assert demo.stdout is not None
+        try:
+            assert demo.stdout.readline().startswith("#")
+        finally:
+            demo.terminate()
+            demo.communicate()
+    told = set(re.findall(r"dashboard:? +(\S+)", (tmp_path / "talk").read_text()))  # of the demo and of its receiver
+    assert len(told) == 1
+    assert re.fullmatch(r"http://\[::1\]:\d+/", told.pop())
