@@ -47,6 +47,7 @@ from app.feed.filters import Filters
 from app.jasper.client import open_http
 from app.ledger.writer import Writer
 from app.main import create_app
+from app.paging import LAST_POSITION
 from app.reconciliation.reconciler import Reconciler
 from app.reconciliation.store import Reconciliation
 from app.reconciliation.store import Status as ReconciliationStatus
@@ -274,7 +275,11 @@ def events() -> None:
 
 
 @events.command("tail")
-@click.option("--after", type=click.IntRange(0), help="Begin behind this position; without it: with what comes next.")
+@click.option(
+    "--after",
+    type=click.IntRange(0, LAST_POSITION),
+    help="Begin behind this position; without it: with what comes next.",
+)
 @click.option("--entity-type", "entity_types", multiple=True, type=click.Choice([str(one) for one in EntityType]))
 @click.option("--action", "actions", multiple=True, type=click.Choice([str(one) for one in Action]))
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Go on waiting for events at the end.")

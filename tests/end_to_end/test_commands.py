@@ -173,6 +173,14 @@ def test_a_new_key_can_be_made_without_any_settings(command: Command) -> None:
     assert command("status", ENCRYPTION_KEYS=made.stdout.strip()).returncode == 0
 
 
+def test_the_feed_is_followed_from_any_position_that_there_can_be_and_from_no_other(command: Command) -> None:
+    assert command("events", "tail", "--after", str(2**63 - 1), "--no-follow").returncode == 0
+    failed = command("events", "tail", "--after", str(2**63), "--no-follow")
+    assert failed.returncode == 2
+    assert "--after" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
 def test_workers_without_a_place_for_what_they_count_are_said_in_words(command: Command, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import tempfile; tempfile.tempdir = '/nowhere'")
     failed = command("serve", "--workers", "2", PORT="0", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
