@@ -373,5 +373,8 @@ async def get_metrics(request: Request) -> Response:
     ledger = await request.state.ledger_view.now()
     kept_for, keyring = request.state.settings.event_retention, request.state.keyring
     registry.register(LedgerCollector(ledger, utc_now(), kept_for=kept_for, knows_secret=keyring.knows_secret))
-    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    try:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # it asks for a version that is none
+        encode, media_type = choose_encoder("")
     return Response(encode(registry), headers={"Content-Type": media_type})

@@ -377,6 +377,15 @@ async def test_openmetrics_is_told_to_who_accepts_it(receiver: Receiver) -> None
     assert "jasper_receiver_callbacks" in {family.name for family in families}
 
 
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text;version=abc", "text/plain;version=x", "text/plain;version=", ";,=;", "*/*"]
+)
+async def test_whatever_is_accepted_the_numbers_come(receiver: Receiver, accept: str) -> None:
+    response = await receiver.http.get("/metrics", headers={"Accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
 def test_what_a_callback_pays_for_being_counted_is_a_few_microseconds() -> None:
     """An order of magnitude above what it is on a quiet machine: a lookup of labels or a lock across processes shows."""
     counter = _RECEIVED[EntityType.PRODUCT, DeliveryStatus.ACCEPTED]
