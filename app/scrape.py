@@ -1,9 +1,9 @@
 """`/metrics`: what Prometheus is told. What the process counts of itself, and what the database says about the whole.
 
 What comes from the database is the same whichever process is asked, but for whether this one can open what is sealed there.
-It is read in one short transaction with a time-out, of
-queries that are bounded and have their indexes, and read again only after some seconds, however often somebody asks. Where
-it cannot be read the answer says so (`jasper_receiver_database_up 0`), leaves out what is not known, and comes all the same.
+It is read in one short transaction with a time-out, of queries that are bounded and have their indexes, and read again only
+after some seconds, however often somebody asks. Where it cannot be read the answer says so (`jasper_receiver_database_up 0`),
+leaves out what is not known, and comes all the same.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ async def run_on_database_of_settings() -> None:
     url = Settings.load(encryption_keys=(SecretStr(generate_key()),)).database_url
     if url is None:
         raise SystemExit("set DATABASE_URL to the database that alembic shall work on")
-    engine = create_engine(url.get_secret_value())
+    engine = create_engine(url.get_secret_value(), statement_timeout=None)
     async with engine.begin() as connection:
         await connection.run_sync(run)
     await engine.dispose()
