@@ -62,7 +62,7 @@ def _parse_json(value: object) -> object:
     if isinstance(value, str):
         try:
             return json.loads(value)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ValueError(f"must be a JSON object, but it is no JSON ({exc})") from exc
     return value
 

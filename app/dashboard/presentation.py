@@ -62,7 +62,7 @@ def json_excerpt(text: bytes) -> Excerpt:
         return excerpt(text)
     try:
         laid_out = msgspec.json.format(text, indent=2)
-    except msgspec.DecodeError:  # lone surrogates, and what is no JSON at all
+    except (msgspec.DecodeError, RecursionError):  # lone surrogates, too deep a nesting, and what is no JSON at all
         return excerpt(text)
     shown = excerpt(laid_out)
     return Excerpt(shown.text, len(text), shown.is_cut)

@@ -99,6 +99,16 @@ async def test_a_payload_of_megabytes_is_shown_in_part_and_given_whole(receiver:
     assert data.headers["content-security-policy"].startswith("default-src 'none'")
 
 
+async def test_a_nesting_too_deep_to_be_laid_out_breaks_no_page(receiver: Receiver, visitor: Visitor) -> None:
+    deep = "[" * 5000 + "]" * 5000
+    await receiver.callback(f'{{"event": "product.updated", "data": {{"id": 7, "deep": {deep}}}}}'.encode())
+    [delivery] = await deliveries(receiver)
+    assert deep in html.unescape(await visitor.get(f"/dashboard/deliveries/{delivery['id']}"))
+    tried = await visitor.send("/dashboard/quarantine/try", mapping="[" * 10_000)
+    assert tried.status_code == 400
+    assert "it is no JSON" in tried.text
+
+
 async def test_numbers_and_escapes_are_shown_as_they_came(receiver: Receiver, visitor: Visitor) -> None:
     await receiver.callback(
         b'{"event": "product.created", "data": {"id": 7, "price": 1.10, "big": 1e400, "odd": "\\ud800"}}'

@@ -89,6 +89,8 @@ def test_an_excerpt_says_whether_it_is_one() -> None:
     assert presentation.excerpt("a\0\ud800", 3).text == "a\ufffd\ufffd"
     assert presentation.json_excerpt(b'{"a":1.10}') == presentation.Excerpt('{\n  "a": 1.10\n}', 10, is_cut=False)
     assert presentation.json_excerpt(b'{"a":"\\ud800"}').text == '{"a":"\\ud800"}'
+    deep = b"[" * 1500 + b"]" * 1500
+    assert presentation.json_excerpt(deep) == presentation.Excerpt(deep.decode(), 3000, is_cut=False)
     assert presentation.body_excerpt("//4=", "base64") == presentation.Excerpt("ff fe", 2, is_cut=False)
 
 

@@ -75,6 +75,7 @@ def test_lists_objects_and_addresses_are_read(monkeypatch: pytest.MonkeyPatch) -
         ("PUBLIC_URL", "https://h?x=1"),
         ("JASPER_WEBHOOK_ENTITY_TYPES", "product,planet"),
         ("JASPER_WEBHOOK_HEADERS", "no json"),
+        ("JASPER_WEBHOOK_HEADERS", "[" * 60_000),
         ("JASPER_WEBHOOK_HEADERS", '["x"]'),
         ("JASPER_WEBHOOK_HEADERS", '{"a b": "c"}'),
         ("JASPER_WEBHOOK_HEADERS", '{"Host": "c"}'),
