@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import random
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -394,6 +395,54 @@ async def test_the_overview_keeps_itself_fresh_until_it_is_paused(receiver: Rece
         await expect(position).to_have_text("1")
 
 
+@pytest.mark.parametrize("path", ["/", "/dashboard/reconciliations"])
+async def test_a_page_that_cannot_be_updated_says_since_when_until_it_can(
+    receiver: Receiver, browser: Browser, path: str
+) -> None:
+
+    async def refuse(route: Route) -> None:
+        await route.fulfill(status=503, body="")
+
+    async def break_off(route: Route) -> None:
+        await route.abort()
+
+    async with window(browser, url_of(receiver)) as opened:
+        page = opened.page
+        await page.clock.install()
+        await opened.log_in()
+        await opened.open(path)
+        await page.locator("main").focus()
+        status = page.locator("main").get_by_role("status")
+        await expect(status).to_have_text("")
+        await page.route(opened.url + path, refuse)
+        await page.clock.run_for(10_000)
+        await expect(status).to_have_text(re.compile(r"^Not updated since \d\d:\d\d:\d\d UTC$"))
+        told = await status.inner_text()
+        assert await opened.violations() == []
+        await page.route(opened.url + path, break_off)  # from now on instead of the other
+        async with page.expect_event("requestfailed"):
+            await page.clock.run_for(10_000)
+        await expect(status).to_have_text(told)
+        await page.unroute(opened.url + path)
+        await page.clock.run_for(10_000)
+        await expect(status).to_have_text("")
+        opened.notebook.complaints[:] = [one for one in opened.notebook.complaints if "Failed to load" not in one]
+
+
+@pytest.mark.parametrize("path", ["/", "/dashboard/reconciliations"])
+async def test_a_page_that_updates_itself_shows_the_login_once_the_session_is_over(
+    receiver: Receiver, browser: Browser, path: str
+) -> None:
+    async with window(browser, url_of(receiver)) as opened:
+        await opened.page.clock.install()
+        await opened.log_in()
+        await opened.open(path)
+        await opened.page.locator("main").focus()
+        await opened.page.context.clear_cookies()
+        await opened.page.clock.run_for(10_000)
+        await expect(opened.page.get_by_label("API key")).to_be_visible()
+
+
 async def test_a_reconciliation_is_begun_with_the_keyboard_and_its_page_keeps_itself_fresh(
     start: Start, browser: Browser
 ) -> None:
@@ -418,7 +467,7 @@ async def test_a_reconciliation_is_begun_with_the_keyboard_and_its_page_keeps_it
         await page.get_by_label("Entity type").focus()
         for key in ("Tab", "Tab", "Enter"):
             await keys.press(key)
-        await expect(page.get_by_role("status")).to_have_text("The reconciliation of product is running.")
+        await expect(page.locator(".notice")).to_have_text("The reconciliation of product is running.")
         await expect(table).to_contain_text("running for")
         [begun] = (await receiver.http.get("/v1/reconciliations")).json()["reconciliations"]
         done = await ended(receiver, f"/v1/reconciliations/{begun['id']}")

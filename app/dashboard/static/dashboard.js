@@ -4,6 +4,7 @@
 const MOST_ROWS = 200;
 const LONGEST_WAIT = 30_000;
 const REFRESH = 10_000;
+const LONGEST_LOOK = 9_000;
 
 function followFeed(list) {
   const status = document.querySelector("[data-feed-status]");
@@ -70,14 +71,15 @@ function followFeed(list) {
   open();
 }
 
+// A part of a page as it is now; throws where the receiver does not give it. Where the page comes without the part, the session
+// is over: the page that comes instead is the one to see.
 async function partOf(address, selector) {
-  const response = await fetch(address, { headers: { Accept: "text/html" } });
-  if (response.redirected && new URL(response.url).pathname === "/dashboard/login") {
-    location.reload();
-    return null;
-  }
-  if (!response.ok) return null;
-  return new DOMParser().parseFromString(await response.text(), "text/html").querySelector(selector);
+  const response = await fetch(address, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(LONGEST_LOOK) });
+  if (!response.ok) throw new Error(`answered with ${response.status}`);
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  const part = page.querySelector(selector);
+  if (!part) location.reload();
+  return part;
 }
 
 function moveSlider(form) {
@@ -97,7 +99,7 @@ function moveSlider(form) {
     const mine = ++asked;
     const address = new URL(location.href);
     address.searchParams.set("as_of", positions[slider.value].dataset.sequence);
-    const part = await partOf(address, "[data-state]");
+    const part = await partOf(address, "[data-state]").catch(() => null);
     if (part && mine === asked) {
       shown.replaceChildren(...part.childNodes);
       history.replaceState(null, "", address);
@@ -105,8 +107,9 @@ function moveSlider(form) {
   });
 }
 
-function keepFresh(part, toggle) {
+function keepFresh(part, toggle, status) {
   let isPaused = false;
+  let updated = new Date();
   toggle.hidden = false;
   toggle.addEventListener("click", () => {
     isPaused = !isPaused;
@@ -117,9 +120,14 @@ function keepFresh(part, toggle) {
     if (isPaused || isBusy || document.hidden) return;
     try {
       const fresh = await partOf(location.href, "[data-live]");
-      if (fresh) part.replaceChildren(...fresh.childNodes);
+      if (!fresh) return;
+      part.replaceChildren(...fresh.childNodes);
+      updated = new Date();
+      status.textContent = "";
     } catch {
-      // The receiver is away for a moment; the next look may find it.
+      // The receiver is away, and the next look may find it; until then nobody may take what is shown for what is so.
+      const words = `Not updated since ${updated.toISOString().slice(11, 19)} UTC`;
+      if (status.textContent !== words) status.textContent = words;
     }
   }, REFRESH);
 }
@@ -129,4 +137,4 @@ if (feed) followFeed(feed);
 const slider = document.querySelector("[data-slider]");
 if (slider) moveSlider(slider);
 const live = document.querySelector("[data-live]");
-if (live) keepFresh(live, document.querySelector("[data-refresh]"));
+if (live) keepFresh(live, document.querySelector("[data-refresh]"), document.querySelector("[data-refresh-status]"));
