@@ -17,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from app import health, metrics, openapi, problems, scrape, tracing
 from app.compression import Compression
 from app.dashboard import router as dashboard
+from app.dashboard.figures import FiguresView
 from app.db.engine import Lookups, create_engine
 from app.db.sealed import SealedView, keep_sealed
 from app.db.wakeup import Wakeup
@@ -149,6 +150,7 @@ async def _open(held: AsyncExitStack, settings: Settings, dsn: str, encryption_k
         "lookups": lookups,
         "sealer": sealer,
         "sealed_view": SealedView(engine, sealer),
+        "figures_view": FiguresView(engine),
         "wakeup": wakeup,
         "streams": Streams(engine, wakeup),
         "writer": writer,

@@ -4,16 +4,20 @@ import asyncio
 import html
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access.keys import Scope, revoke_key
 from app.clock import utc_now
-from app.dashboard import feed
+from app.dashboard import charts, feed, figures, queries
 from app.dashboard.presentation import MOST_SHOWN
 from app.db.engine import create_engine
+from app.errors import DatabaseUnavailableError
+from app.feed.filters import Filters
 from app.intake import tally
 from app.simulator import SimulatorOptions, running_simulator
 from tests.http.conftest import PRODUCT, SECRET, Receiver, Start
@@ -270,6 +274,7 @@ async def test_the_overview_names_what_is_wrong_and_counts_what_was_answered(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tally, "_FLUSH_INTERVAL", 0.02)
+    monkeypatch.setattr(figures, "KEPT", 0.0)
     async with start() as receiver, visiting(receiver) as visitor:
         await visitor.log_in()
         assert "No callback in the last hour" in await visitor.get("/")
@@ -299,6 +304,44 @@ async def test_the_overview_names_what_is_wrong_and_counts_what_was_answered(
             assert re.search(r"99 % 20\S+ \S+ 1 1 1 1 0 0 \d+ ms", table), shown
 
 
+async def test_charts_are_drawn_once_for_all_who_look_and_callbacks_do_not_wait_for_them(
+    receiver: Receiver, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[threading.Thread] = []
+    go_on = threading.Event()
+
+    def draw(*_: object) -> None:
+        drawn.append(threading.current_thread())
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(charts, "callbacks", draw)
+    looks = [asyncio.create_task(visitor.get("/")) for _ in range(3)]
+    async with asyncio.timeout(10):
+        while not drawn:
+            await asyncio.sleep(0.01)
+    assert (await receiver.callback()).status_code == 200
+    go_on.set()
+    await asyncio.gather(*looks)
+    await visitor.get("/")
+    assert len(drawn) == 1
+    assert drawn[0] is not threading.main_thread()
+    await visitor.get("/", {"range": "week"})
+    assert len(drawn) == 2
+    monkeypatch.setattr(figures, "KEPT", 0.0)
+    await visitor.get("/")
+    assert len(drawn) == 3
+
+
+async def test_figures_that_could_not_be_read_are_read_again(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise DatabaseUnavailableError("Postgres cannot be reached")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(queries, "stretches", fail)
+        assert (await visitor.http.get("/")).status_code == 503
+    await visitor.get("/")
+
+
 def sequence_of(message: Message) -> int:
     found = re.search(r'data-sequence="(\d+)"', json.loads(message.data))
     assert found
@@ -313,6 +356,32 @@ async def rows(source: EventSource, count: int) -> list[int]:
         if message.event == "row":
             found.append(sequence_of(message))
     return found
+
+
+async def test_others_have_their_turn_between_the_rows_of_a_stream(
+    receiver: Receiver, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        await receiver.callback(product(number))
+    turns = 0
+    seen: list[int] = []
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def note(*_: object, **__: object) -> str:
+        seen.append(turns)
+        return ""
+
+    monkeypatch.setattr(feed, "fragment", note)
+    others = asyncio.create_task(take_turns())
+    _, reached, _ = await feed._next(engine, Filters(), "", 0)
+    others.cancel()
+    assert (reached, len(seen)) == (20, 20)
+    assert len(set(seen)) == 20
 
 
 async def test_the_stream_sends_rows_as_they_come_and_goes_on_where_it_was(
