@@ -175,6 +175,7 @@ def _chores(settings: Settings, dsn: str, state: dict[str, Any]) -> Iterator[tup
     yield "tally", state["intake"].tally.keep_flushing
     yield "vitals", state["vitals"].keep_fresh
     yield "sealing", partial(keep_sealed, engine, state["sealer"])
+    yield "count of sealed values", state["sealed_view"].keep
     yield "reconciliation", reconciler.keep
     if "callbacks" in settings.roles:
         for name in settings.jasper_webhook_entity_types:

@@ -71,8 +71,8 @@ class Status:
     """How things stand.
 
     `feed_position` is the newest sequence; `quarantined` and `unproven` count callbacks that feed nothing yet; `sealed`
-    counts sealed values by encryption key; `reconciliations` are the newest of each entity type, `absences` what they
-    should make good for.
+    counts sealed values by encryption key, None where they are not counted yet; `reconciliations` are the newest of each
+    entity type, `absences` what they should make good for.
     """
 
     postgres: str
@@ -80,7 +80,7 @@ class Status:
     feed_position: int
     quarantined: int
     unproven: int
-    sealed: SealedCounts
+    sealed: SealedCounts | None
     registrations: tuple[Registration, ...]
     retiring: tuple[Retiring, ...]
     consumers: tuple[Consumer, ...]
@@ -93,7 +93,9 @@ class Status:
         return max((one.last_callback_at for one in self.registrations if one.last_callback_at), default=None)
 
 
-async def look(engine: AsyncEngine, sealer: Sealer, sealed: SealedCounts, *, kept_for: timedelta | None) -> Status:
+async def look(
+    engine: AsyncEngine, sealer: Sealer, sealed: SealedCounts | None, *, kept_for: timedelta | None
+) -> Status:
     """Everything at once, on a database at head, where events are kept for so long. Raises DatabaseUnavailableError.
 
     Sealed values are counted by the caller, as that reads each of them (`app.db.sealed`).
@@ -126,7 +128,7 @@ def findings(status: Status, settings: Settings, now: datetime) -> list[Finding]
         *_about_jasper(status, settings, now),
         *_about_deliveries(status),
         *_about_reconciliations(status),
-        *_about_keys(status.sealed),
+        *(_about_keys(status.sealed) if status.sealed else ()),
         *_about_consumers(status, settings.event_retention, now),
     ]
     return sorted(found, key=lambda finding: finding.level is not Level.PROBLEM)
@@ -370,7 +372,7 @@ def overview(status: Status, settings: Settings) -> dict[str, object]:
         "last_callback_at": _moment(status.last_callback_at),
         "quarantined": status.quarantined,
         "unproven": status.unproven,
-        "sealed_values": asdict(status.sealed),
+        "sealed_values": status.sealed and asdict(status.sealed),
         "event_retention_days": settings.event_retention_days,
         "delivery_retention_days": settings.delivery_retention_days,
     }

@@ -20,9 +20,7 @@ async def overview(visit: Visit) -> Response:
     figures = await state.figures_view.now(chosen)
     async with reading(visit.engine) as connection:
         parked = await queries.parked(connection)
-    status = await look(
-        visit.engine, state.sealer, await state.sealed_view.now(), kept_for=state.settings.event_retention
-    )
+    status = await look(visit.engine, state.sealer, state.sealed_view.last(), kept_for=state.settings.event_retention)
     seen = Seen("callbacks" in state.settings.roles, state.writer.alive, figures.last_hour, parked)
     return visit.show(
         "overview.html",

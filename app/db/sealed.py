@@ -1,7 +1,7 @@
 """Every sealed value in the database, whichever table it stands in: sealed anew with the first key, and counted by key.
 
 So an encryption key can be rotated: put a new one in front, have everything sealed anew, and drop the old one once nothing
-needs it. Values are read one by one, as a callback kept apart may be large, and are only ever replaced where they still
+needs it. Values are read in small portions, as a callback kept apart may be large, and are only ever replaced where they still
 are what was read; so any number of processes may do this at a time, and it may be broken off.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, select, update
+from sqlalchemy import Column, ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.engine import reading, writing
@@ -29,6 +29,10 @@ SEALED: tuple[Column[bytes], ...] = (
     unproven.c.sealed,
 )
 """Every column that holds sealed values."""
+
+PORTION_BYTES = 1024 * 1024
+PORTION_VALUES = 500
+"""What is read at a time: no more of either, but one value at least."""
 
 INTERVAL = 3600.0
 """Seconds between two runs: while keys are rotated, replicas with the old order of keys go on sealing with the old one."""
@@ -60,7 +64,7 @@ async def count(engine: AsyncEngine, sealer: Sealer) -> SealedCounts:
 class SealedView:
     """What `count` found last, counted again when it is older than `kept` seconds and somebody asks.
 
-    Counting reads and opens every value, so whoever looks now and then shares it.
+    Counting reads and opens every value, which may take minutes, so nobody waits for it, and whoever looks shares it.
     """
 
     def __init__(self, engine: AsyncEngine, sealer: Sealer, *, kept: float = 300.0) -> None:
@@ -69,15 +73,24 @@ class SealedView:
         self._kept = kept
         self._counts: SealedCounts | None = None
         self._counted_at = 0.0
-        self._lock = asyncio.Lock()
+        self._asked = asyncio.Event()
 
-    async def now(self) -> SealedCounts:
-        """The counts. Raises DatabaseUnavailableError."""
-        async with self._lock:
-            if self._counts is None or time.monotonic() - self._counted_at > self._kept:
+    def last(self) -> SealedCounts | None:
+        """The counts; None until they are known for the first time."""
+        if self._counts is None or time.monotonic() - self._counted_at > self._kept:
+            self._asked.set()
+        return self._counts
+
+    async def keep(self) -> None:
+        """Count whenever it is asked for, for ever; run it as a task and cancel it."""
+        while True:
+            await self._asked.wait()
+            try:
                 self._counts = await count(self._engine, self._sealer)
                 self._counted_at = time.monotonic()
-            return self._counts
+            except DatabaseUnavailableError as exc:
+                _log.warning("sealed values not counted, will try again", extra={"reason": str(exc)})
+            self._asked.clear()
 
 
 async def seal_anew(engine: AsyncEngine, sealer: Sealer) -> int:
@@ -124,11 +137,22 @@ def _key(column: Column[bytes]) -> ColumnElement[Any]:
 async def _values(engine: AsyncEngine, column: Column[bytes]) -> AsyncIterator[tuple[Any, bytes]]:
     """One value after the other, each behind the key of its row; no connection is held while it is worked on."""
     key, last = _key(column), None
-    query = select(key, column).where(column.is_not(None)).order_by(key).limit(1)
     while True:
         async with reading(engine) as connection:
-            row = (await connection.execute(query if last is None else query.where(key > last))).one_or_none()
-        if row is None:
+            found = (await connection.execute(_portion(column, key, last))).all()
+        if not found:
             return
-        last, sealed = row
-        yield last, sealed
+        for last, sealed in found:
+            yield last, sealed
+            await asyncio.sleep(0)  # to open it takes the processor, for which others wait
+
+
+def _portion(column: Column[bytes], key: ColumnElement[Any], last: Any) -> Select[tuple[Any, bytes]]:
+    """The values behind the key `last`, or the first ones (None). Lengths are known without reading the values."""
+    is_next = column.is_not(None) if last is None else and_(column.is_not(None), key > last)
+    size = func.octet_length(column).label("size")
+    sized = select(key.label("key"), size).where(is_next).order_by(key).limit(PORTION_VALUES).subquery()
+    so_far = func.sum(sized.c.size).over(order_by=sized.c.key).label("so_far")
+    placed = select(sized, so_far).subquery()
+    fits = or_(placed.c.so_far <= PORTION_BYTES, placed.c.so_far == placed.c.size)
+    return select(key, column).join(placed, key == placed.c.key).where(fits).order_by(key)

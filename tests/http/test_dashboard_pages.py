@@ -16,6 +16,7 @@ from app.clock import utc_now
 from app.dashboard import charts, feed, figures, queries
 from app.dashboard.presentation import MOST_SHOWN
 from app.db.engine import create_engine
+from app.db.sealed import SealedCounts
 from app.errors import DatabaseUnavailableError
 from app.feed.filters import Filters
 from app.intake import tally
@@ -330,6 +331,25 @@ async def test_charts_are_drawn_once_for_all_who_look_and_callbacks_do_not_wait_
     monkeypatch.setattr(figures, "KEPT", 0.0)
     await visitor.get("/")
     assert len(drawn) == 3
+
+
+async def test_the_overview_does_not_wait_until_all_sealed_values_are_counted(
+    visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = asyncio.Event()
+
+    async def count(*_: object) -> SealedCounts:
+        await go_on.wait()
+        return SealedCounts(current=1, older=0, lost=7)
+
+    monkeypatch.setattr("app.db.sealed.count", count)
+    page = text_of(await visitor.get("/"))
+    assert "Which encryption keys are needed is still being counted." in page
+    go_on.set()
+    async with asyncio.timeout(10):
+        while "7 sealed values cannot be opened" not in page:
+            page = text_of(await visitor.get("/"))
+    assert "still being counted" not in page
 
 
 async def test_figures_that_could_not_be_read_are_read_again(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,21 @@
 """Rotation of encryption keys: everything that is sealed moves to the first key, and replicas with older keys go on."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select, text, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.db import sealed
+from app.db.engine import reading
 from app.db.sealed import SEALED, SealedCounts, SealedView, count, seal_anew
 from app.db.tables import metadata, registrations, unproven
 from app.domain.values import EntityType
+from app.errors import DatabaseUnavailableError
 from app.intake.keyring import Keyring
 from app.intake.unproven import UnprovenStore
 from app.registration.register import Registrar
@@ -122,8 +128,8 @@ async def test_replica_with_the_old_keys_does_not_take_an_older_secret_for_a_new
     await older.refresh()
     await seal_anew(engine, Sealer([NEW, OLD]))
     async with engine.begin() as connection:
-        sealed = Sealer([NEW]).seal(b"a newer secret")
-        changed = {"signing_secret": sealed, "registered_at": NOW.replace(hour=9)}
+        newer = Sealer([NEW]).seal(b"a newer secret")
+        changed = {"signing_secret": newer, "registered_at": NOW.replace(hour=9)}
         await connection.execute(update(registrations).values(changed))
     await older.refresh()
     assert older.accepted(PRODUCT, NOW).secrets == ("signing-secret-1",)
@@ -140,15 +146,93 @@ async def test_values_sealed_with_the_new_key_are_open_to_replicas_that_have_it_
         assert len((await connection.execute(select(unproven.c.id))).all()) == 2
 
 
-async def test_who_looks_again_and_again_shares_one_count_until_it_is_too_old(
+@pytest.mark.parametrize(("most_bytes", "most_values", "portions"), [(10**6, 500, 1), (10**6, 7, 3), (8000, 500, 8)])
+async def test_values_are_read_in_portions_of_bounded_size(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, most_bytes: int, most_values: int, portions: int
+) -> None:
+    monkeypatch.setattr(sealed, "PORTION_BYTES", most_bytes)
+    monkeypatch.setattr(sealed, "PORTION_VALUES", most_values)
+    store = UnprovenStore(engine, Sealer([OLD]), limit=100)
+    for number in range(20):
+        body = b"x" * (number + (6000 if number % 5 == 4 else 600))
+        await store.keep(PRODUCT, (), body, received_at=NOW, client="")
+    read: list[list[int]] = []
+
+    @asynccontextmanager
+    async def noted(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        read.append([])
+        async with reading(engine) as connection:
+            yield connection
+
+    monkeypatch.setattr(sealed, "reading", noted)
+    keys = set()
+    async for key, value in sealed._values(engine, unproven.c.sealed):
+        keys.add(key)
+        read[-1].append(len(value))
+    assert read.pop() == []
+    assert len(keys) == sum(map(len, read)) == 20
+    assert len(read) == portions
+    assert all(len(one) == 1 or (sum(one) <= most_bytes and len(one) <= most_values) for one in read)
+
+
+async def test_others_have_their_turn_between_two_values(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    await everything_sealed(engine, OLD)
+    turns: list[int] = []
+
+    def note(_sealed: bytes) -> bool:
+        asyncio.get_running_loop().call_soon(turns.append, 1)
+        seen.append(len(turns))
+        return True
+
+    seen: list[int] = []
+    sealer = Sealer([OLD])
+    monkeypatch.setattr(sealer, "is_current", note)
+    await count(engine, sealer)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+async def test_who_looks_again_and_again_shares_one_count_that_is_renewed_meanwhile(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("app.db.sealed.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(sealed, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    counting, go_on, counted = asyncio.Event(), asyncio.Event(), 0
+
+    async def slowly(engine: AsyncEngine, sealer: Sealer) -> SealedCounts:
+        nonlocal counted
+        counting.set()
+        await go_on.wait()
+        counted += 1
+        if counted == 1:
+            raise DatabaseUnavailableError("Postgres cannot be reached")
+        return await count(engine, sealer)
+
+    monkeypatch.setattr(sealed, "count", slowly)
+
+    async def renewed(view: SealedView) -> None:
+        """Somebody asks, and asks again while it is counted."""
+        counting.clear()
+        go_on.clear()
+        before = view.last()
+        await counting.wait()
+        assert view.last() == before
+        go_on.set()
+        while view._asked.is_set():
+            await asyncio.sleep(0.005)
+
     view = SealedView(engine, Sealer([NEW]), kept=300.0)
-    assert await view.now() == SealedCounts(current=0, older=0, lost=0)
-    await everything_sealed(engine, OLD)
-    clock[0] = 300.0
-    assert await view.now() == SealedCounts(current=0, older=0, lost=0)
-    clock[0] = 301.0
-    assert await view.now() == SealedCounts(current=0, older=0, lost=5)
+    keeping = asyncio.create_task(view.keep())
+    async with asyncio.timeout(20):
+        await renewed(view)
+        assert view.last() is None  # Postgres was away, and this asks again
+        await renewed(view)
+        nothing, everything = SealedCounts(current=0, older=0, lost=0), SealedCounts(current=0, older=0, lost=5)
+        assert view.last() == nothing
+        await everything_sealed(engine, OLD)
+        clock[0] = 300.0
+        assert view.last() == nothing
+        assert not view._asked.is_set()
+        clock[0] = 301.0
+        await renewed(view)
+        assert (view.last(), counted) == (everything, 3)
+    keeping.cancel()
