@@ -51,6 +51,7 @@ from app.errors import (
     SettingsError,
     UnavailableError,
 )
+from app.middleware import takes_head
 
 _log = logging.getLogger(__name__)
 
@@ -275,10 +276,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods_at(request: Request) -> list[str]:
     """Every method that the address takes; Starlette itself names those of the first route only."""
+    path = request.scope["path"]
+    asked = {method: "GET" if method == "HEAD" and takes_head(path) else method for method in _METHODS}
     return [
         method
-        for method in _METHODS
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+        for method, same in asked.items()
+        if any(route.matches({**request.scope, "method": same})[0] is Match.FULL for route in request.app.routes)
     ]
 
 

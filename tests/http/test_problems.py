@@ -172,7 +172,7 @@ async def test_what_the_framework_refuses_has_the_same_shape(http: httpx.AsyncCl
         "missing": 400,
     }
     assert all(answer.headers["content-type"] == "application/problem+json" for answer in answers.values())
-    assert answers["method"].headers["allow"] == "GET"
+    assert answers["method"].headers["allow"] == "GET, HEAD"
     assert answers["teapot"].json()["detail"] == "short and stout"
     assert {error["parameter"] for error in answers["wrong"].json()["errors"]} == {"start", "end"}
 
@@ -201,12 +201,13 @@ async def test_unknown_addresses_and_methods(reader: Reader, method: str, path: 
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/v1/events", "GET"),
-        ("/v1/consumers/search", "DELETE, GET, PUT"),
+        ("/v1/events", "GET, HEAD"),
+        ("/v1/consumers/search", "DELETE, GET, HEAD, PUT"),
+        ("/v1/consumers/search/events", "GET"),
         ("/v1/consumers/search/ack", "POST"),
         ("/v1/deliveries/reprocess", "POST"),
-        ("/v1/deliveries/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10", "GET"),
-        ("/v1/products/1001", "GET"),
+        ("/v1/deliveries/01932f3c-7a1e-7cc0-8d52-0c8f9c1f4e10", "GET, HEAD"),
+        ("/v1/products/1001", "GET, HEAD"),
     ],
 )
 async def test_a_refused_method_is_told_every_one_that_the_address_takes(

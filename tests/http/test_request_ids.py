@@ -126,6 +126,12 @@ async def test_accepted_callbacks_and_probes_have_lines_of_their_own_only_for_wh
     assert [line["event"] for line in map(json.loads, lines.texts)] == ["request answered"]
 
 
+async def test_the_method_that_is_logged_is_the_one_that_was_asked_for(receiver: Receiver, lines: Lines) -> None:
+    await receiver.http.head("/v1/events")
+    [line] = lines.named("request answered")
+    assert (line["method"], line["path"], line["status"]) == ("HEAD", "/v1/events", 200)
+
+
 async def test_a_flood_of_refused_callbacks_does_not_flood_the_log(receiver: Receiver, lines: Lines) -> None:
     for _ in range(3 * logs.MOST_ALIKE):
         await receiver.callback(x_secret="wrong")
