@@ -382,7 +382,7 @@ async def test_a_head_that_does_not_end_is_cut_off(reader: Reader, bound: Bound,
 
 
 async def test_a_head_that_begins_behind_another_request_has_as_little_time(reader: Reader, bound: Bound) -> None:
-    bound("SLOWEST_HEAD", 0.5)
+    bound("SLOWEST_HEAD", 1.5)
     async with wire(reader.http) as connection:
         await connection.send(GET + b"\r\nGET / HTTP/1.1\r\n")
         assert await connection.answer() is not None

@@ -412,7 +412,7 @@ async def test_a_database_that_lets_nobody_in_is_never_taken_for_the_fault_of_a_
 
 
 async def test_nothing_is_answered_while_the_commit_cannot_be_had(
-    database: str, connection: asyncpg.Connection
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody holds the feed lock: the caller is told to come again, and what it sent is committed at most once."""
     async with Writer(database, WriterLimits(patience=0.2)) as writer:
@@ -420,6 +420,7 @@ async def test_nothing_is_answered_while_the_commit_cannot_be_had(
             await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(DatabaseUnavailableError):
                 await writer.commit(a_product(1))
+        monkeypatch.setattr(writer, "_limits", WriterLimits())  # a busy machine may take longer than that
         receipt = await writer.commit(a_product(1))
         assert receipt.status in {DeliveryStatus.ACCEPTED, DeliveryStatus.DUPLICATE}
     assert await connection.fetchval("SELECT count(*) FROM events") == 1
@@ -444,7 +445,7 @@ async def test_who_was_told_to_come_again_is_kept_no_longer(database: str, monke
 
 
 async def test_who_waited_for_the_lock_in_vain_is_told_and_the_next_one_is_served(
-    database: str, connection: asyncpg.Connection
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another replica holds the feed's lock, so a transaction has begun that never came to its first look."""
     async with Writer(database, WriterLimits(patience=0.2)) as writer:
@@ -452,6 +453,7 @@ async def test_who_waited_for_the_lock_in_vain_is_told_and_the_next_one_is_serve
         with pytest.raises(DatabaseUnavailableError):
             await writer.commit(a_product(1))
         await connection.execute("SELECT pg_advisory_unlock($1)", Lock.FEED.key)
+        monkeypatch.setattr(writer, "_limits", WriterLimits())  # a busy machine may take longer than that
         await writer.commit(a_product(2))  # on the connection that was there
     assert await connection.fetchval("SELECT count(*) FROM events WHERE entity_id = '2'") == 1
 
