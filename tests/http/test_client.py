@@ -46,7 +46,8 @@ def feed(reader: Reader) -> Iterator[Callable[..., Feed]]:
     made: list[Feed] = []
 
     def make(**options: Any) -> Feed:
-        made.append(Feed(str(reader.http.base_url), options.pop("key", ADMIN_KEY), **options))
+        # In a thread that nobody can end, so it must end by itself where the service is gone.
+        made.append(Feed(str(reader.http.base_url), options.pop("key", ADMIN_KEY), **{"patience": 10, **options}))
         return made[-1]
 
     yield make
