@@ -309,16 +309,16 @@ async def test_a_lease_is_kept_while_the_loop_goes_on(reader: Reader, feed: Call
 
     def work() -> list[int]:
         done = []
-        with closing(feed(consumer="search").follow(lease=1)) as events:
+        with closing(feed(consumer="search").follow(lease=3)) as events:
             for event in events:
-                time.sleep(0.25)
+                time.sleep(0.75)
                 done.append(event.sequence)
                 if len(done) == 8:
                     break
         return done
 
     working = asyncio.create_task(aside(work))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while not working.done():
             answer = await reader.http.get("/v1/consumers/search/events")
             if answer.status_code == 200:  # before the page was taken, or after the last event
