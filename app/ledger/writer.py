@@ -259,17 +259,19 @@ class Writer:
         """
         if not entries:
             return []
+        size = sum(len(entry.delivery.body) for entry in entries if entry.delivery)
+        within = self._limits.patience + CONNECT_TIMEOUT + size / _SLOWEST
         try:
-            connection, receipts = await self._prepare(entries)
+            connection, receipts = await self._prepare(entries, within)
         except _BrokenError:
             await self._drop_connection()
             try:
-                connection, receipts = await self._prepare(entries)
+                connection, receipts = await self._prepare(entries, within)
             except _BrokenError as exc:
                 await self._drop_connection()
                 raise DatabaseUnavailableError("Postgres went away before the commit") from exc
         try:
-            await _translated(lambda: connection.execute("COMMIT"))
+            await _translated(lambda: connection.execute("COMMIT"), within)
         except _BrokenError as exc:
             await self._drop_connection()
             raise DatabaseUnavailableError("Postgres went away in the commit") from exc
@@ -277,25 +279,21 @@ class Writer:
             raise DatabaseUnavailableError(f"Postgres did not commit ({_describe(exc)})") from exc
         return receipts
 
-    async def _prepare(self, entries: list[Entry]) -> tuple[asyncpg.Connection, list[Receipt]]:
-        """Everything up to the commit. Raises _BrokenError where the connection broke."""
+    async def _prepare(self, entries: list[Entry], within: float) -> tuple[asyncpg.Connection, list[Receipt]]:
+        """Everything up to the commit, each step within so many seconds. Raises _BrokenError where the connection broke."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await _translated(self._open_connection)
+            self._connection = await _translated(self._open_connection, within)
         connection = self._connection
-        size = sum(len(entry.delivery.body) for entry in entries if entry.delivery)
         try:
-            async with asyncio.timeout(self._limits.patience + CONNECT_TIMEOUT + size / _SLOWEST):
-                await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"))
-                return connection, await _translated(lambda: append(connection, entries))
-        except TimeoutError as exc:
-            raise _BrokenError from exc
+            await _translated(lambda: connection.execute(f"BEGIN; {LOCK}"), within)
+            return connection, await _translated(lambda: append(connection, entries), within)
         except _BrokenError:  # maybe one that does not answer, and would not to a ROLLBACK
             raise
         except Exception as exc:
             if connection.is_closed():  # whatever it looks like, the row is not at fault
                 raise _BrokenError from exc
             with suppress(Exception):
-                await connection.execute("ROLLBACK")
+                await connection.execute("ROLLBACK", timeout=within)
             raise
 
     async def _open_connection(self) -> asyncpg.Connection:
@@ -342,10 +340,14 @@ async def open_ledger_connection(dsn: str, *, patience: float) -> asyncpg.Connec
     return connection
 
 
-async def _translated(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Run `work`; trouble of the moment becomes DatabaseUnavailableError or _BrokenError, a fault of the row stays."""
+async def _translated(work: Callable[[], Awaitable[_T]], within: float) -> _T:
+    """Run `work`; trouble of the moment becomes DatabaseUnavailableError or _BrokenError, a fault of the row stays.
+
+    Whoever does not answer within so many seconds is taken for gone: _BrokenError.
+    """
     try:
-        return await work()
+        async with asyncio.timeout(within):
+            return await work()
     except UNREACHABLE as exc:
         if isinstance(exc, ValueError):  # a value that the driver refuses; by descent one of its connection errors
             raise

@@ -472,22 +472,42 @@ async def test_what_takes_longer_than_its_caller_waits_is_committed_all_the_same
     assert await connection.fetchval("SELECT count(*) FROM events") == 1
 
 
+HANGS_ONCE = """
+    CREATE SEQUENCE hung;
+    CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN IF nextval(''hung'') = 1 THEN PERFORM pg_sleep(60); END IF; RETURN new; END';
+"""
+
+
 async def test_who_gets_no_answer_from_postgres_goes_to_it_anew(
     database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where what stands between forgets a connection in the middle of a transaction."""
     monkeypatch.setattr(ledger_writer, "CONNECT_TIMEOUT", 0.2)
-    await connection.execute(
-        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS"
-        " 'BEGIN IF nextval(''hung'') = 1 THEN PERFORM pg_sleep(60); END IF; RETURN new; END'"
-    )
-    await connection.execute("CREATE SEQUENCE hung")
+    await connection.execute(HANGS_ONCE)
     await connection.execute("CREATE TRIGGER hang BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION hang()")
     async with Writer(database, WriterLimits(patience=0.2)) as writer:
         with pytest.raises(DatabaseUnavailableError):
             await writer.commit(a_product(1))
     assert await connection.fetchval("SELECT count(*) FROM events") == 1
     assert await connection.fetchval("SELECT last_value FROM hung") == 2
+
+
+async def test_who_gets_no_answer_in_the_commit_holds_up_the_next_one_no_longer_than_that(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_writer, "CONNECT_TIMEOUT", 0.2)
+    await connection.execute(HANGS_ONCE)
+    await connection.execute(
+        "CREATE CONSTRAINT TRIGGER hang AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION hang()"
+    )
+    async with Writer(database, WriterLimits(patience=0.2)) as writer:
+        with pytest.raises(DatabaseUnavailableError):
+            await writer.commit(a_product(1))
+        monkeypatch.setattr(writer, "_limits", WriterLimits(patience=15))
+        async with asyncio.timeout(10):
+            assert (await writer.commit(a_product(1))).status is DeliveryStatus.ACCEPTED
 
 
 async def test_a_full_queue_refuses_and_what_was_queued_is_committed(
