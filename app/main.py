@@ -31,6 +31,7 @@ from app.feed import router as feed
 from app.feed.alarm import Alarm
 from app.feed.plain_page import PlainPageDoor
 from app.feed.stream import Streams
+from app.head import HeadAsGet
 from app.intake import rejections, release, unproven
 from app.intake.body import ROOM, Room
 from app.intake.keyring import Keyring
@@ -110,7 +111,7 @@ def create_app(settings: Settings, dsn: str, encryption_keys: Sequence[str]) -> 
     stack = app.build_middleware_stack()
     if with_api:
         stack = Compression(PlainPageDoor(stack))
-    stack = Requests(stack)
+    stack = Requests(HeadAsGet(stack))
     app.middleware_stack = CallbackDoor(stack) if with_callbacks else stack
     return app
 

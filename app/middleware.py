@@ -1,7 +1,5 @@
 """Every request gets an id, which its answer carries and every line of the log that it causes; and a line of its own.
 
-A HEAD is answered as the GET of the same address, without its body (RFC 9110, section 9.3.2).
-
 Plain ASGI, around all layers of the application, so that also what the framework answers by itself has its id. Callbacks are
 too many for that: their door, which stands before it, asks for the id itself, and logs as `docs/operations/monitoring.md` says.
 """
@@ -25,9 +23,6 @@ HEADER = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
 _PROBES = {"/healthz", "/readyz", "/metrics"}
 
-_NEEDS_READER = re.compile(r"/v1/consumers/[^/]+/events")
-"""Pages that may be leased to who asks: HEAD would take one from the others for nobody, and is refused."""
-
 _REQUESTS = {first: REQUESTS.labels(f"{first}xx") for first in range(2, 6)}
 _HUNG_UP = REQUESTS.labels("hung_up")
 
@@ -49,13 +44,8 @@ def correlate(scope: Scope) -> bytes:
     return request_id
 
 
-def takes_head(path: str) -> bool:
-    """Whether a HEAD is answered as the GET of this path."""
-    return not _NEEDS_READER.fullmatch(path)
-
-
 class Requests:
-    """Numbers, counts and logs all requests but callbacks, and answers HEAD."""
+    """Numbers, counts and logs all requests but callbacks."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -68,24 +58,17 @@ class Requests:
         request_id = correlate(scope)
         started = perf_counter()
         status = 0
-        is_head = scope["method"] == "HEAD" and takes_head(scope["path"])
-        has_ended = False
 
         async def send_numbered(message: Message) -> None:
-            nonlocal status, has_ended
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (HEADER, request_id)]
-            elif is_head:
-                if has_ended:
-                    return
-                has_ended = True  # with the first piece already, so that a stream goes on for nobody
-                message = {"type": "http.response.body"}
             await send(message)
 
         try:
             with tracing.within(_traceparent(scope)):
-                await self._app({**scope, "method": "GET"} if is_head else scope, receive, send_numbered)
+                await self._app(scope, receive, send_numbered)
         finally:
             _REQUESTS.get(status // 100, _HUNG_UP).inc()
             _log.log(

@@ -51,7 +51,7 @@ from app.errors import (
     SettingsError,
     UnavailableError,
 )
-from app.middleware import takes_head
+from app.head import takes_head
 
 _log = logging.getLogger(__name__)
 
