@@ -56,8 +56,6 @@ async def try_lock(engine: AsyncEngine, lock: Lock) -> AsyncIterator[bool]:
             if held:
                 try:
                     await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock.key})
-                except (
-                    SQLAlchemyError,
-                    *UNREACHABLE,
-                ):  # what was done under it is done, and it ends with the connection
+                except (SQLAlchemyError, *UNREACHABLE):
+                    # What was done under it is done, and it ends with the connection.
                     await connection.invalidate()

@@ -48,8 +48,7 @@ class Wakeup:
     """Tells waiters that the feed may have grown.
 
     Read `generation` before looking into the database, and give it to `wait` if there was nothing: news that came in
-    between then ends the wait at once, so none is missed. `waiting` counts those who hold a
-    request meanwhile.
+    between then ends the wait at once, so none is missed. `waiting` counts those who hold a request meanwhile.
     """
 
     def __init__(self, dsn: str, *, heartbeat: float = _HEARTBEAT) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,32 +22,32 @@ pytestmark = pytest.mark.timeout(120)
 COMMAND = [sys.executable, "-m", "app.cli.commands", "demo", "--rate", "20", "--changes", "30"]
 
 
-def environment(port: int) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(port)}
+@contextmanager
+def running(directory: Path, **settings: str) -> Iterator["subprocess.Popen[str]"]:
+    """A demo that ends after a few changes, talking into `talk` in its directory."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": "0", **settings}
+    with (directory / "talk").open("w") as talk:
+        process = subprocess.Popen(
+            COMMAND, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=talk, text=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()  # in order, so that neither its receiver nor its Postgres is left behind
+            process.communicate()
 
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A demo that ends after a few changes, talking into `talk` in its directory."""
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     # A .env of somebody's real set-up must not reach the demo.
     (tmp_path / ".env").write_text(
         "DATABASE_URL=postgresql://nobody@127.0.0.1:1/production\nENCRYPTION_KEYS=" + "A" * 43 + "=\n"
     )
-    with (tmp_path / "talk").open("w") as talk:
-        process = subprocess.Popen(
-            COMMAND,
-            cwd=tmp_path,
-            env=environment(port),
-            stdout=subprocess.PIPE,
-            stderr=talk,
-            text=True,
-        )
+    with running(tmp_path, PORT=str(port)) as process:
         yield process
-        if process.poll() is None:
-            process.terminate()  # in order, so that neither its receiver nor its Postgres is left behind
-        process.communicate()
 
 
 def test_the_demo_shows_the_catalogue_and_then_every_change_in_order(
@@ -99,15 +100,9 @@ def test_a_demo_begins_afresh_where_another_was_before(demo: "subprocess.Popen[s
     demo.stdout.readline()
     demo.send_signal(signal.SIGTERM)
     assert demo.wait(40) == 0
-    again = subprocess.Popen(
-        COMMAND, cwd=tmp_path, env=environment(0), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert again.stdout is not None
-    try:
+    with running(tmp_path) as again:
+        assert again.stdout is not None
         assert again.stdout.readline().startswith("#26 ")
-    finally:
-        again.terminate()
-        again.communicate()
 
 
 def can_listen_on_ipv6() -> bool:
@@ -120,21 +115,9 @@ def can_listen_on_ipv6() -> bool:
 
 @pytest.mark.skipif(not can_listen_on_ipv6(), reason="this machine has no IPv6")
 def test_an_ipv6_address_stands_in_brackets_wherever_it_is_told_or_called(tmp_path: Path) -> None:
-    with (tmp_path / "talk").open("w") as talk:
-        demo = subprocess.Popen(
-            COMMAND,
-            cwd=tmp_path,
-            env=environment(0) | {"HOST": "::1"},
-            stdout=subprocess.PIPE,
-            stderr=talk,
-            text=True,
-        )
+    with running(tmp_path, HOST="::1") as demo:
         assert demo.stdout is not None
-        try:
-            assert demo.stdout.readline().startswith("#")
-        finally:
-            demo.terminate()
-            demo.communicate()
+        assert demo.stdout.readline().startswith("#")
     told = set(re.findall(r"dashboard:? +(\S+)", (tmp_path / "talk").read_text()))  # of the demo and of its receiver
     assert len(told) == 1
     assert re.fullmatch(r"http://\[::1\]:\d+/", told.pop())

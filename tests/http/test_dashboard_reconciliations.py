@@ -10,7 +10,7 @@ from app.access.keys import Scope
 from app.domain.values import EntityType
 from app.reconciliation import store
 from app.reconciliation.store import Reconciliation, Status
-from app.simulator import SimulatorOptions
+from app.simulator import Simulator, SimulatorOptions
 from tests.http.conftest import Receiver, Start
 from tests.http.dashboard import Visitor, a_key, text_of, visiting
 from tests.http.test_reconciliations import beside, catalogue
@@ -39,6 +39,16 @@ async def away(receiver: Receiver) -> None:
     )
 
 
+async def one_waits_for_a_word(simulator: Simulator, visitor: Visitor) -> str:
+    """Reconcile, have Jasper lose a product unheard, reconcile again: what the page says once that has stopped."""
+    await visitor.log_in()
+    await visitor.do(PATH, entity_type="product")
+    await until(visitor, "succeeded")
+    await simulator.change(kind="gone", entity_type="product")
+    await visitor.do(PATH, entity_type="product")
+    return await until(visitor, "needs confirmation")
+
+
 async def test_one_is_begun_by_the_form_and_watched_on_the_page(start: Start) -> None:
     async with (
         beside(start, SimulatorOptions(rate=0, page_size=7), reconcile_rate=5) as (simulator, receiver),
@@ -61,12 +71,7 @@ async def test_what_is_gone_is_deleted_only_after_a_second_word(start: Start) ->
         beside(start, SimulatorOptions(rate=0), reconcile_most_deleted=0) as (simulator, receiver),
         visiting(receiver) as visitor,
     ):
-        await visitor.log_in()
-        await visitor.do(PATH, entity_type="product")
-        await until(visitor, "succeeded")
-        await simulator.change(kind="gone", entity_type="product")
-        await visitor.do(PATH, entity_type="product")
-        said = await until(visitor, "needs confirmation")
+        said = await one_waits_for_a_word(simulator, visitor)
         assert "Product : the last one stopped, and deleted nothing." in said
         assert "the last reconciliation stopped" in text_of(await visitor.get("/"))
 
@@ -96,12 +101,7 @@ async def test_one_that_ends_while_the_page_is_made_does_not_contradict_it(
         beside(start, SimulatorOptions(rate=0), reconcile_most_deleted=0) as (simulator, receiver),
         visiting(receiver) as visitor,
     ):
-        await visitor.log_in()
-        await visitor.do(PATH, entity_type="product")
-        await until(visitor, "succeeded")
-        await simulator.change(kind="gone", entity_type="product")
-        await visitor.do(PATH, entity_type="product")
-        await until(visitor, "needs confirmation")
+        await one_waits_for_a_word(simulator, visitor)
         monkeypatch.setattr(store, "latest", ended_since)
         assert "Product : the last one stopped" in text_of(await visitor.get(PATH))
 
