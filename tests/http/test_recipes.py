@@ -190,7 +190,7 @@ async def position(kitchen: Kitchen, receiver: Receiver) -> int:
     """Where the recipe stands: by its file, or as the service keeps it."""
     file = kitchen.directory / "position"
     if file.exists():
-        return int(file.read_text() or 0)
+        return int(file.read_text())  # never half written, or whoever is killed just then could not go on
     consumers = (await receiver.http.get("/v1/consumers")).json()["consumers"]
     return max((one["position"] for one in consumers), default=0)
 
