@@ -31,7 +31,7 @@ def told(answer: httpx.Response) -> tuple[int, list[tuple[str, str]]]:
             "/v1/products/1001",
             "/v1/products/nothing",
         ),
-        *("/v1/deliveries", "/v1/consumers", "/v1/webhooks", "/v1/rejections", "/v1/unproven", "/v1/reconciliations"),
+        *("/v1/deliveries", "/v1/webhooks", "/v1/rejections", "/v1/unproven", "/v1/reconciliations"),
         "/v1/consumers/search/parked",
     ],
 )
@@ -45,9 +45,12 @@ async def test_head_is_answered_as_get_without_a_body(reader: Reader, path: str)
     assert "x-request-id" in head.headers
 
 
-async def test_metrics_are_there_for_head(reader: Reader) -> None:
-    """Their length changes with every request that they count."""
-    head, get = await reader.http.head("/metrics"), await reader.http.get("/metrics")
+@pytest.mark.parametrize("path", ["/metrics", "/v1/consumers"])
+async def test_what_is_of_another_length_each_time_is_there_for_head(reader: Reader, path: str) -> None:
+    """Requests are counted, and how far a consumer is behind grows."""
+    await events_of(reader.engine, 1)
+    await reader.http.put("/v1/consumers/search", json={})
+    head, get = await reader.http.head(path), await reader.http.get(path)
     assert (head.status_code, head.headers["content-type"]) == (200, get.headers["content-type"])
 
 
